@@ -1,0 +1,132 @@
+"""The sweeps behind the README's figures: many runs of train.py, their results in one CSV file, medians in tables.
+
+    python -m experiments.sweep betas     AdamW's betas × learning rate × method, one seed
+    python -m experiments.sweep lr        learning rate × method × 3 seeds, at the common betas
+    python -m experiments.sweep table     the tables of both, from experiments/*.csv
+
+Runs go side by side, one a core; a run that is already in the CSV file is not repeated.
+"""
+import argparse
+import contextlib
+import csv
+import io
+import itertools
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import train
+
+METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
+LRS = ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2")
+BETAS = ("0.9 0.999", "0.9 0.95", "0.7 0.8")
+SEEDS = ("0", "1", "2")
+COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before", "docs_after",
+           "trainable", "optimizer_bytes", "seconds")
+SWEEPS = {  # name: (methods, learning rates, betas, seeds, steps)
+    "betas": (METHODS, ("1e-3", "1e-2"), BETAS, SEEDS[:1], "300"),
+    "lr": (METHODS, LRS, ("0.9 0.95",), SEEDS, "600"),
+}
+
+
+def run(settings):
+    """One run of train.py -> its row; a run that diverged has an exact match of 0."""
+    torch.set_num_threads(1)
+    method, lr, betas, seed, steps = settings
+    directory = f"out/sweep/{os.getpid()}"
+    args = train.parse_args(["--method", method, "--lr", lr, "--betas", *betas.split(), "--seed", seed, "--steps", steps,
+                             "--eval_interval", "50", "--device", "cpu", "--out_dir", directory, "--overwrite"])
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = train.train(args)
+    except ValueError as error:
+        if "finite" not in str(error):
+            raise
+        return (*settings, 0.0, "", "", "", "", "", "")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    half = next((step for step, metric in result["history"] if metric > 0.5), "")
+    return (*settings, round(result["metric_after"], 4), half, round(result["source_loss_before"], 4),
+            round(result["source_loss_after"], 4), result["trainable_params"], result["optimizer_bytes"],
+            round(result["seconds"]))
+
+
+def read(name):
+    path = Path(__file__).with_name(f"{name}.csv")
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def sweep(name, jobs):
+    """Runs what is missing of a sweep; each row is written as soon as it is there."""
+    methods, lrs, betas, seeds, steps = SWEEPS[name]
+    done = {tuple(row[column] for column in COLUMNS[:5]) for row in read(name)}
+    wanted = [(m, lr, b, seed, steps) for seed, lr, b, m in itertools.product(seeds, lrs, betas, methods)]
+    missing = [settings for settings in wanted if settings not in done]
+    start = time.perf_counter()
+    with Path(__file__).with_name(f"{name}.csv").open("a", newline="") as file:
+        rows = csv.writer(file)
+        if not done:
+            rows.writerow(COLUMNS)
+        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+            for count, row in enumerate(pool.imap_unordered(run, missing), start=1):
+                rows.writerow(row)
+                file.flush()
+                left = (time.perf_counter() - start) / count * (len(missing) - count)
+                print(f"{count}/{len(missing)}  {left / 60:.0f} min left ", *row, flush=True)
+
+
+def grid(rows, down, across):
+    """A Markdown table of the median exact match, in percent, and of the range over the seeds."""
+    values = list(dict.fromkeys(tuple(row[c] for c in across) for row in rows))
+    lines = ["| | " + " | ".join(", ".join(value) for value in values) + " |", "|---" * (len(values) + 1) + "|"]
+    for key in dict.fromkeys(row[down] for row in rows):
+        cells = []
+        for value in values:
+            found = sorted(100 * float(row["exact_match"]) for row in rows
+                           if row[down] == key and tuple(row[c] for c in across) == value)
+            spread = f" ({found[0]:.0f}–{found[-1]:.0f})" if len(found) > 1 else ""
+            cells.append(f"{statistics.median(found):.1f}{spread}" if found else "")
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def best(rows):
+    """The five methods, each at the learning rate with its best median, as a Markdown table."""
+    lines = ["| method | lr | exact match, % | range | steps to 50 % | docs loss, nats/token | trained | optimizer, MB |",
+             "|---" * 8 + "|"]
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method]
+        lrs = {row["lr"] for row in mine}
+        match = {lr: [float(row["exact_match"]) for row in mine if row["lr"] == lr] for lr in lrs}
+        lr = max(lrs, key=lambda lr: statistics.median(match[lr]))
+        at = [row for row in mine if row["lr"] == lr]
+        half = statistics.median(float(row["steps_to_half"] or "inf") for row in at)
+        before, after = (statistics.median(float(row[c]) for row in at) for c in ("docs_before", "docs_after"))
+        lines.append(f"| {method} | {lr} | {100 * statistics.median(match[lr]):.1f} | {100 * min(match[lr]):.1f}–"
+                     f"{100 * max(match[lr]):.1f} | {half:.0f} | {before:.3f} → {after:.3f} ({after - before:+.3f}) | "
+                     f"{int(at[0]['trainable']):,} | {int(at[0]['optimizer_bytes']) / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*SWEEPS, "table"])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (one a core)")
+    args = parser.parse_args()
+    if args.what != "table":
+        sweep(args.what, args.jobs)
+        return
+    if rows := read("betas"):
+        print("Betas: exact match, %\n", grid(rows, "method", ("lr", "betas")), sep="\n")
+    if rows := read("lr"):
+        print("\nLearning rates: median exact match, % (range)\n", grid(rows, "method", ("lr",)), "", best(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Low-rank adaptation in one file: LoRA, LoRA+, LoRA-GA and the Riemannian preconditioner.
+
+LoRA adds to each frozen weight the product of two thin factors, B and A, and trains only those. The others
+mend one thing each, and combine: LoRA+ the learning rates, LoRA-GA the start, preconditioning the gradients.
+
+    apply_lora(model, rank=8, rslora=True)       # LoRA: W = W0 + s·BA, in every layer called c_attn, ...
+    lora_ga_init(model, batches, loss_fn)        # LoRA-GA (optional)
+    groups = lora_plus_groups(model, lr=1e-3)    # LoRA+ (optional)
+    optimizer = torch.optim.AdamW(groups)
+    attach_preconditioner(optimizer, model)      # the preconditioner (optional)
+
+Shapes in comments: a weight W is (d_out, d_in) as in nn.Linear, A is (r, d_in), B is (d_out, r).
+"""
+import torch
+import torch.nn as nn
+
+
+class LoRALinear(nn.Module):
+    """LoRA (Hu et al., arXiv 2106.09685, eq. 3): a frozen layer plus a low-rank term, x W0ᵀ + b + s·x AᵀBᵀ.
+
+    linear   the nn.Linear to wrap; it is frozen in place
+    rank     r, from 1 to min(d_in, d_out), else ValueError
+    alpha    s = alpha/rank; None means alpha = rank
+    dropout  the share of the adapter's inputs to drop; the frozen layer always sees all of x
+    rslora   s = alpha/√rank, so that the output's size does not shrink as the rank grows (arXiv 2312.03732)
+    """
+
+    def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
+        super().__init__()
+        _check_rank(rank, linear, "this layer")
+        d_out, d_in = linear.weight.shape
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bf16 would round small steps away
+        options = dict(device=linear.weight.device, dtype=dtype)
+        self.linear = linear.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.empty(rank, d_in, **options))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **options))  # zero: training starts from W0
+        nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
+        self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
+        self.register_buffer("lora_B0", None)
+        self.register_parameter("unmerged_weight", None)
+
+    def forward(self, x):
+        """x (..., d_in) -> (..., d_out); addmm does product, scale and sum in one pass over y."""
+        y = self.linear(x)
+        if self.merged:
+            return y
+        A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        h = self.dropout(x).reshape(-1, x.shape[-1]) @ A.T  # (N, r)
+        return torch.addmm(y.reshape(-1, y.shape[-1]), h, B.T, alpha=self.scale).view(y.shape)
+
+    def factors(self):
+        """A and B such that delta = s·BA; after `start_from` they are [A; A0] and [B, −B0], of rank 2r."""
+        if self.lora_A0 is None:
+            return self.lora_A, self.lora_B
+        return torch.cat((self.lora_A, self.lora_A0)), torch.cat((self.lora_B, -self.lora_B0), dim=1)
+
+    def delta(self):
+        """What the adapter adds to the original weight W0 -> (d_out, d_in)."""
+        A, B = self.factors()
+        return self.scale * (B @ A)
+
+    @torch.no_grad()
+    def start_from(self, A0, B0):
+        """Sets A = A0, B = B0 and W0 ← W0 − s·B0A0: another starting point, the same function."""
+        self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
+        self.linear.weight = self._weight_plus(-self.scale)
+
+    merged = property(lambda self: self.unmerged_weight is not None)
+
+    def merge(self):
+        """Adds s·BA to the weight, so that the layer costs one plain linear; does nothing if merged."""
+        if not self.merged:
+            # Kept, since subtracting s·BA again would not restore it: W + s·BA − s·BA ≠ W in floating point.
+            self.unmerged_weight = self.linear.weight
+            self.linear.weight = self._weight_plus(self.scale)
+
+    def unmerge(self):
+        """Puts the unmerged weight back, bit for bit; does nothing if not merged."""
+        if self.merged:
+            self.linear.weight, self.unmerged_weight = self.unmerged_weight, None
+
+    @torch.no_grad()
+    def _weight_plus(self, scale):  # a new Parameter: a weight tied to the old one must not move with it
+        weight = self.linear.weight.to(self.lora_A.dtype) + scale * (self.lora_B @ self.lora_A)
+        return nn.Parameter(weight.to(self.linear.weight.dtype), requires_grad=False)
+
+
+def _check_rank(rank, linear, name):
+    if not 1 <= rank <= min(linear.weight.shape):
+        raise ValueError(f"rank {rank} does not fit {name}: allowed are 1 to {min(linear.weight.shape)}")
+
+
+def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), dropout=0.0, rslora=False):
+    """Wraps the linear layers called `targets` in LoRALinear, in place, and freezes everything else -> model.
+
+    A target is the end of a layer's name: "c_proj", or "attn.c_proj". ValueError, with the model unchanged,
+    if it carries LoRA already, a target matches no linear layer, or the rank does not fit one of the layers.
+    """
+    if layers := lora_layers(model):
+        raise ValueError(f"apply_lora needs a model without LoRA: {next(iter(layers))} already carries it")
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {}
+    for target in targets or [""]:
+        matches = {name: linear for name, linear in linears.items() if f".{name}".endswith(f".{target}")}
+        if not matches:
+            raise ValueError(f"target {target!r} matches no linear layer: allowed are "
+                             + ", ".join(sorted({name.rpartition(".")[2] for name in linears})))
+        chosen |= matches
+    for name, linear in chosen.items():
+        _check_rank(rank, linear, name)
+    model.requires_grad_(False)
+    for name, linear in chosen.items():
+        model.set_submodule(name, LoRALinear(linear, rank, alpha, dropout, rslora))
+    return model
+
+
+def lora_layers(model):
+    """The model's LoRA layers by name -> dict[str, LoRALinear]."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def merge_lora(model):
+    for layer in lora_layers(model).values():
+        layer.merge()
+
+
+def unmerge_lora(model):
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+def lora_plus_groups(model, lr, ratio=16.0):
+    """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with A at lr and B at ratio · lr, λ ≈ 16.
+
+    With one shared rate, what the model learns through one of the factors vanishes as the width grows.
+    Other trainable parameters form a third group, at lr. Ratio 1 is plain LoRA. -> list[dict]
+    """
+    A = [layer.lora_A for layer in lora_layers(model).values()]
+    B = [layer.lora_B for layer in lora_layers(model).values()]
+    factors = set(A + B)
+    others = [p for p in model.parameters() if p.requires_grad and p not in factors]
+    groups = [{"params": A, "lr": lr}, {"params": B, "lr": ratio * lr}, {"params": others, "lr": lr}]
+    return [group for group in groups if group["params"]]
+
+
+def lora_ga_init(model, batches, loss_fn, gamma=16.0):
+    """LoRA-GA (Wang et al., arXiv 2407.05000): starts A and B along the gradient, without changing the model.
+
+    With G = ∂L/∂W0 = U S Vᵀ, averaged over the batches (Algorithm 1):
+        A = c · V[:, :r]ᵀ    B = c · U[:, r:2r]    c = d_out^¼ / √gamma    W0 ← W0 − s·BA
+    The first step η then moves W along the best rank-2r approximation of G (Theorem 3.1), to first order by
+        −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
+    Call it once, after apply_lora(..., rslora=True): s = alpha/√r is the paper's scale (Theorem 3.2).
+
+    batches is an iterable of what loss_fn(model, batch) -> scalar tensor takes. ValueError, with the model
+    unchanged, for 2r > min(d_in, d_out), for an adapter that is merged or has left its zero start, and for a
+    layer whose gradient is missing, zero or not finite.
+    """
+    layers, starts = lora_layers(model), {}
+    for name, layer in layers.items():
+        if layer.lora_A0 is not None or layer.merged or layer.lora_B.any():
+            raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is initialised, trained or merged")
+        if 2 * len(layer.lora_A) > min(layer.linear.weight.shape):  # it takes 2r singular vectors
+            raise ValueError(f"rank {len(layer.lora_A)} does not fit {name} with LoRA-GA: "
+                             f"allowed are 1 to {min(layer.linear.weight.shape) // 2}")
+
+    def start(name, G):  # G (d_out, d_in)
+        if not G.isfinite().all() or not G.any():
+            raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
+        r, c = len(layers[name].lora_A), len(G) ** 0.25 / gamma ** 0.5
+        U, V = top_singular_vectors(G, 2 * r)
+        starts[name] = c * V[:, :r].T, c * U[:, r:]
+
+    _for_each_gradient(model, list(batches), loss_fn, start)
+    if missing := layers.keys() - starts.keys():
+        raise ValueError(f"LoRA-GA needs a gradient: the loss does not depend on {min(missing)}")
+    for name, layer in layers.items():
+        layer.start_from(*starts[name])
+
+
+def top_singular_vectors(G, k):
+    """The first k left and right singular vectors of G -> (d_out, k), (d_in, k)."""
+    if 4 * k < min(G.shape):  # a randomised sketch of rank 2k is many times faster than the whole SVD
+        U, S, V = torch.svd_lowrank(G, q=2 * k, niter=2)
+        # ‖best rank k‖² ≤ ‖the sketch's rank k‖² + ‖what the sketch missed‖²: so that must be almost none.
+        if G.square().sum() - S.square().sum() <= 1e-6 * G.square().sum():
+            return U[:, :k], V[:, :k]
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    return U[:, :k], Vh[:k].T
+
+
+def _for_each_gradient(model, batches, loss_fn, use):
+    """Calls use(name, mean ∂L/∂W0 of the batches) for every LoRA layer, and leaves the model as it was."""
+    layers, sums = lora_layers(model), {}
+    weights = {name: layer.linear.weight for name, layer in layers.items()}
+
+    def collect(name, W):  # inside backward, so that a layer's gradient need not wait for the others
+        sums[name] = sums.get(name, 0) + W.grad.to(layers[name].lora_A.dtype) / len(batches)
+        W.grad = None
+        if number == len(batches):
+            use(name, sums.pop(name))
+
+    try:
+        for name, layer in layers.items():
+            layer.linear.weight = nn.Parameter(weights[name].detach())  # its own leaf over the same memory
+            layer.linear.weight.register_post_accumulate_grad_hook(lambda W, name=name: collect(name, W))
+        leaves = [layer.linear.weight for layer in layers.values()]
+        with torch.enable_grad(), torch.random.fork_rng({W.device for W in leaves if W.is_cuda}):
+            for number, batch in enumerate(batches, start=1):
+                loss_fn(model, batch).backward(inputs=leaves)
+    finally:
+        for name, layer in layers.items():
+            layer.linear.weight = weights[name]
+
+
+@torch.no_grad()
+def precondition_gradients(model, damping=1e-6):
+    """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1), in place on .grad:
+
+        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping ≥ 0
+
+    W then moves by −η s² (P_col(B) G + G P_row(A)), which depends on the product BA but not on how it is
+    split into B and A. Both metrics are those before the step. Factors without a gradient are skipped.
+    """
+    by_rank = {}
+    for layer in lora_layers(model).values():
+        A, B = layer.lora_A, layer.lora_B
+        for gradient, factor in ((A.grad, B.T), (B.grad, A)):
+            if gradient is not None:  # both as (r, d), so that the r × r metric comes from the left
+                pair = (gradient.T if factor is A else gradient, factor)
+                by_rank.setdefault((len(A), A.device), []).append(pair)
+    for pairs in by_rank.values():
+        inverses = inverse_grams([factor for _, factor in pairs], damping)
+        for (gradient, _), inverse in zip(pairs, inverses):
+            gradient.copy_(inverse @ gradient.to(inverse.dtype))
+
+
+def inverse_grams(factors, damping):
+    """(MMᵀ + δI)⁻¹ for n matrices M (r, d), all in one Cholesky factorisation -> (n, r, r)."""
+    # MMᵀ squares M's condition number: in float32, rounding can cost it its positive definiteness.
+    dtype = torch.float32 if factors[0].device.type == "mps" else torch.float64
+    grams = torch.stack([M.to(dtype) @ M.to(dtype).T for M in factors])
+    grams.diagonal(dim1=1, dim2=2).add_(damping)
+    return torch.cholesky_inverse(torch.linalg.cholesky(grams))
+
+
+def attach_preconditioner(optimizer, model, damping=1e-6):
+    """Preconditions the gradients at the start of every optimizer.step() -> a handle with remove().
+
+    Clipping, before the step, sees the plain gradients. ValueError for a step with a closure, as LBFGS needs
+    it: the closure would compute new gradients inside the step, after the preconditioner.
+    """
+    refusal = "the preconditioner needs an optimizer whose step takes no closure"
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(f"{refusal}, which LBFGS does")
+
+    def before_step(optimizer, args, kwargs):
+        if len(args) > 1 or kwargs:  # args[0] is the optimizer
+            raise ValueError(refusal)
+        precondition_gradients(model, damping)
+
+    return optimizer.register_step_pre_hook(before_step)
+
+
+def adapter_state_dict(model):
+    """The adapter alone -> {"<layer>.lora_A", "<layer>.lora_B", "<layer>.scale": tensor}.
+
+    Always relative to the untouched base model: after LoRA-GA the factors have rank 2r (LoRALinear.factors).
+    """
+    state = {}
+    for name, layer in lora_layers(model).items():
+        for part, value in zip(("lora_A", "lora_B"), layer.factors()):
+            state[f"{name}.{part}"] = value.detach().clone()
+        state[f"{name}.scale"] = torch.tensor(layer.scale, dtype=torch.float64)
+    return state
+
+
+def load_adapter(model, state):
+    """Puts a saved adapter on the untouched base model, in place, and freezes everything else -> model.
+
+    LoRA layers already there are replaced, whatever their rank. ValueError if the adapter does not fit the
+    model, or if the base is not untouched: merged, or shifted by LoRA-GA.
+    """
+    layers, adapters = lora_layers(model), {}
+    if any(layer.merged or layer.lora_A0 is not None for layer in layers.values()):
+        raise ValueError("load_adapter needs the untouched base model, not a merged one or one after LoRA-GA")
+    for name in [key.removesuffix(".lora_A") for key in state if key.endswith(".lora_A")] or [""]:
+        try:
+            linear = layers[name].linear if name in layers else model.get_submodule(name)
+            adapter = adapters[name] = LoRALinear(linear, rank=len(state[f"{name}.lora_A"]))
+            adapter.load_state_dict({f: state[f"{name}.{f}"] for f in ("lora_A", "lora_B")}, strict=False)
+            adapter.scale = state[f"{name}.scale"].item()
+        except (AttributeError, KeyError, RuntimeError, ValueError):
+            raise ValueError(f"the adapter does not fit the model at {name or 'any layer'}") from None
+    model.requires_grad_(False)
+    for name, module in ({name: layer.linear for name, layer in layers.items()} | adapters).items():
+        model.set_submodule(name, module)
+    return model

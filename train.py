@@ -1,0 +1,389 @@
+"""Fine-tunes a small GPT with LoRA, LoRA+, LoRA-GA, the Riemannian preconditioner, or all of its weights.
+
+    python train.py --method loraga --rank 8          on two-digit addition, the default task
+    python train.py --method lora --data notes.txt    on any text
+    python train.py --help                            every flag
+
+A method is a preset of independent toggles; a toggle that is given overrides its method's.
+"""
+import argparse
+import csv
+import io
+import json
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import lora
+from data import tasks, tokenizer
+from data.corpora import replace_file
+from model import GPT, GPTConfig
+
+BASE = Path(__file__).with_name("data") / "base.pt"
+GA_BATCHES = 4  # LoRA-GA averages its gradient over the first batches of the run
+TOGGLES = {"init": "kaiming", "lr_ratio": 1.0, "precondition": False, "rslora": False}
+DEFAULTS = {"data": "math", "steps": 600, "warmup": 20, "weight_decay": 0.0, "betas": [0.9, 0.95],
+            "eval_interval": 100, **TOGGLES}
+PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas for all
+    "full": {"lr": 1e-3},
+    "lora": {"lr": 1e-2},
+    "loraplus": {"lr": 1e-3, "lr_ratio": 16.0},
+    "loraga": {"lr": 1e-3, "init": "ga", "rslora": True},
+    "riemannian": {"lr": 1e-2, "precondition": True},
+    "pretrain": {"lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8, "warmup": 300, "weight_decay": 0.1,
+                 "betas": [0.9, 0.99], "eval_interval": 1000},
+}
+WITHOUT_ADAPTER = ("full", "pretrain")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"train.py: {message}\n")
+
+
+def number(kind, low, high=math.inf, above=False):
+    """An argparse type: an int or a float from `low` on, or above it, and below `high`."""
+    def parse(text):
+        value = kind(text)
+        if not (low < value if above else low <= value) or not value < high:
+            allowed = f"{'above' if above else 'at least'} {low}" + (f" and below {high}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{text} is not allowed, it must be {allowed}")
+        return value
+    parse.__name__ = kind.__name__  # for argparse's own message about text that is no number
+    return parse
+
+
+def build_parser():
+    count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
+    positive, not_negative = number(float, 0, above=True), number(float, 0)
+    parser = Parser(description="Fine-tune a small GPT with low-rank adaptation, or with all of its weights.")
+    add = parser.add_argument
+    add("--method", choices=PRESETS, default="lora", help="what to train: a preset of the toggles (lora)")
+    add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
+    add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
+    add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank, hence scale 1)")
+    add("--rslora", action="store_true", default=None, help="scale by alpha/√rank instead (on in loraga)")
+    add("--no_rslora", dest="rslora", action="store_false", help="scale by alpha/rank, whatever the method")
+    add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], metavar="NAME",
+        help="the linear layers to adapt (c_attn c_proj c_fc)")
+    add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs dropped in training (0)")
+    add("--init", choices=["kaiming", "ga"], help="start from B = 0, or along the gradient (ga in loraga)")
+    add("--gamma", type=positive, default=16.0, help="LoRA-GA: larger means smaller starting factors (16)")
+    add("--lr_ratio", type=positive, help="LoRA+: B's learning rate over A's (1, and 16 in loraplus)")
+    add("--precondition", action="store_true", default=None,
+        help="precondition the factors' gradients (on in riemannian)")
+    add("--no_precondition", dest="precondition", action="store_false", help="do not, whatever the method")
+    add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics (1e-6)")
+    add("--lr", type=positive, help="the peak learning rate (each method has its own)")
+    add("--betas", type=fraction, nargs=2, metavar=("B1", "B2"), help="AdamW's two memories (0.9 0.95)")
+    add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
+    add("--warmup", type=natural, help="steps over which the learning rate rises from 0 (20)")
+    add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm, 0 for any (1)")
+    add("--batch_size", type=count, help="sequences in a step (64 questions, or 16 windows of text)")
+    add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
+    add("--steps", type=count, help="optimizer steps (600)")
+    add("--seed", type=natural, default=0, help="the seed of the factors, the batches and the dropout (0)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="what to compute in (float32)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto: the first GPU, else the CPU)")
+    add("--compile", action="store_true", help="compile the model: a slower start, faster steps")
+    add("--out_dir", help="where the files go (out/<task>-<method>-r<rank>)")
+    add("--eval_interval", type=count, help="steps from one evaluation and checkpoint to the next (100)")
+    add("--resume", action="store_true", help="continue from the checkpoint in the out directory")
+    add("--overwrite", action="store_true", help="replace a different experiment in the out directory")
+    return parser
+
+
+def parse_args(argv=None):
+    """The command line -> the argparse.Namespace that `train` takes, with the method's preset filled in."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    given = [name for name in TOGGLES if getattr(args, name) is not None]
+    if args.method in WITHOUT_ADAPTER and given:
+        parser.error(f"--{given[0]} needs an adapter, which --method {args.method} does not have")
+    for name, value in {**DEFAULTS, **PRESETS[args.method]}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.batch_size = args.batch_size or (64 if args.data == "math" else 16)
+    if args.batch_size % args.grad_accum:
+        parser.error(f"--grad_accum {args.grad_accum} must divide --batch_size {args.batch_size}")
+    rank = "" if args.method in WITHOUT_ADAPTER else f"-r{args.rank}"
+    args.out_dir = args.out_dir or f"out/{Path(args.data).stem}-{args.method}{rank}"
+    return args
+
+
+def pick_device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch's answers to devices that it does not know or find
+        raise ValueError(f"--device {name} is not on this machine: try --device auto") from None
+
+
+def load_file(path):
+    """What torch.save wrote to `path`; ValueError if it cannot be read or is more than plain data."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except Exception:  # torch raises many kinds, of many lines, for a damaged file
+        raise ValueError(f"{path} is damaged or not a checkpoint") from None
+
+
+def experiment(args):
+    """The settings that make two runs the same experiment."""
+    other = ("out_dir", "resume", "overwrite", "device", "compile")
+    return {name: value for name, value in vars(args).items() if name not in other}
+
+
+def find_checkpoint(args):
+    """The checkpoint to resume from, or None; ValueError rather than lose another experiment's."""
+    path = Path(args.out_dir) / "ckpt.pt"
+    if not args.resume and (args.overwrite or not path.exists()):
+        return None
+    checkpoint = load_file(path)
+    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
+        raise ValueError(f"{path} is damaged or not a checkpoint")
+    mine, theirs = experiment(args), checkpoint["settings"]
+    for name in mine:
+        if mine[name] != theirs.get(name):
+            advice = "resume with the same flags" if args.resume else "choose another --out_dir, or --overwrite"
+            raise ValueError(f"{args.out_dir} holds another experiment, of --{name} {theirs.get(name)} instead of "
+                             f"{mine[name]}: {advice}")
+    return checkpoint if args.resume else None
+
+
+def build_model(args, device):
+    """A fresh GPT to pretrain, or the shipped base with an adapter on it unless all of it is to train."""
+    torch.manual_seed(args.seed)
+    if args.method == "pretrain":
+        return GPT(GPTConfig(block_size=128, vocab_size=2048, n_layer=4, n_head=4, n_embd=256)).to(device)
+    base = load_file(BASE)
+    model = GPT(GPTConfig(**base["config"])).to(device)
+    model.load_state_dict(base["model"], strict=False)  # without lm_head, which is tied to wte
+    if args.method != "full":
+        lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
+    return model
+
+
+def build_optimizer(args, model):
+    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio)
+    groups = [group | {"peak_lr": group["lr"]} for group in groups]
+    optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay)
+    if args.precondition:
+        lora.attach_preconditioner(optimizer, model, args.damping)
+    return optimizer
+
+
+def trained_state(model):
+    """The tensors that a run has changed: what trains, and what LoRA-GA started from."""
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return state | {name: b for name, b in model.named_buffers() if name.endswith(("lora_A0", "lora_B0"))}
+
+
+def resume(args, model, checkpoint):
+    """Puts a checkpoint's weights into a model fresh from build_model -> its optimizer, its progress."""
+    try:
+        state = checkpoint["model"]
+        for name, layer in lora.lora_layers(model).items():
+            if f"{name}.lora_A0" in state:
+                layer.start_from(state[f"{name}.lora_A0"], state[f"{name}.lora_B0"])
+        if state.keys() != trained_state(model).keys():
+            raise KeyError
+        model.load_state_dict(state, strict=False)
+        optimizer = build_optimizer(args, model)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["rng"])
+        return optimizer, checkpoint["progress"]
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise ValueError(f"{args.out_dir}/ckpt.pt does not fit the model of these flags") from None
+
+
+def save(path, value):
+    with replace_file(path) as file:
+        torch.save(value, file)
+
+
+def save_checkpoint(args, model, optimizer, task, progress):
+    """Writes ckpt.pt and log.csv; ValueError, and nothing written, if the weights are no longer finite."""
+    if not all(value.isfinite().all() for value in trained_state(model).values()):
+        raise ValueError(diverged(args, progress["step"]))
+    save(Path(args.out_dir) / "ckpt.pt", {
+        "settings": experiment(args), "progress": progress, "model": trained_state(model),
+        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()})
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("step", "loss", "lr", "ms", task.metric), *progress["log"]])
+    with replace_file(Path(args.out_dir) / "log.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+def diverged(args, step):
+    return (f"the loss or the weights are no longer finite after step {step}: try an --lr below {args.lr:g}; "
+            f"the last good checkpoint is {args.out_dir}/ckpt.pt")
+
+
+def lr_factor(step, args):
+    """The share of the peak learning rate at a step (from 0): a linear rise, then half a cosine down to 0."""
+    if step < args.warmup:
+        return (step + 1) / args.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - args.warmup) / (args.steps - args.warmup)))
+
+
+def train_step(args, model, optimizer, idx, targets, step):
+    """One optimizer step on a batch -> its loss; ValueError if that or the gradient is not finite."""
+    loss, tokens = 0.0, (targets != -1).sum()
+    for part, labels in zip(idx.chunk(args.grad_accum), targets.chunk(args.grad_accum)):
+        with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            part_loss = model(part, labels)[1] * ((labels != -1).sum() / tokens)  # parts count by their tokens
+        part_loss.backward()
+        loss += part_loss.item()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
+    if not math.isfinite(loss) or not norm.isfinite():
+        raise ValueError(diverged(args, step))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * lr_factor(step, args)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
+def evaluate(model, task):
+    """The task's metric, without dropout."""
+    model.eval()
+    metric = task.evaluate(model)
+    model.train()
+    return metric
+
+
+def train(args, interrupted=None):
+    """Runs the experiment that `parse_args` describes -> what <out_dir>/result.json holds, a dict.
+
+    interrupted  a threading.Event; once it is set, the run saves a checkpoint and raises KeyboardInterrupt
+    Raises ValueError or OSError, in one sentence, for what the user can mend.
+    """
+    start, device = time.perf_counter(), pick_device(args.device)
+    checkpoint = find_checkpoint(args)
+    model = build_model(args, device)
+    task = tasks.load(args.data, tokenizer.load(), model.config.block_size)
+    source = tasks.load("docs", tokenizer.load(), model.config.block_size)
+
+    def batch(step):
+        return [part.to(device) for part in task.batch(args.seed, step, args.batch_size)]
+
+    if checkpoint:
+        optimizer, progress = resume(args, model, checkpoint)
+    else:
+        progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": evaluate(model, task),
+                    "source_loss_before": evaluate(model, source)}
+        if args.init == "ga":
+            lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), lambda model, b: model(*b)[1], args.gamma)
+        optimizer = build_optimizer(args, model)
+        save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
+    print(f"{args.method} on {args.data}, {device}: {parameters(model, trained=True):,} of {parameters(model):,} "
+          f"parameters train, from step {progress['step']} to {args.steps}", flush=True)
+    forward, first, log = torch.compile(model) if args.compile else model, progress["step"], progress["log"]
+    spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
+    for step in range(first, args.steps):
+        began = time.perf_counter()
+        loss = train_step(args, forward, optimizer, *batch(step), step)
+        now = time.perf_counter()
+        log.append([step + 1, loss, args.lr * lr_factor(step, args), 1e3 * (now - began), None])
+        progress |= {"step": step + 1, "seconds": spent + now - start}
+        if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
+            log[-1][-1] = evaluate(model, task)
+        stop = interrupted is not None and interrupted.is_set()
+        if due or stop:
+            save_checkpoint(args, model, optimizer, task, progress)
+        if due or now - shown > 5:
+            shown, left = now, (now - loop) / (step + 1 - first) * (args.steps - step - 1)
+            print(f"step {step + 1:>5}/{args.steps}  loss {loss:.4f}  lr {log[-1][2]:.1e}  {log[-1][3]:4.0f} ms/step  "
+                  f"{left:3.0f} s left" + (f"  {task.metric} {in_words(task, log[-1][-1])}" if due else ""), flush=True)
+        if stop:
+            raise KeyboardInterrupt(f"stopped after step {step + 1}; the same command with --resume continues")
+    return finish(args, model, optimizer, task, source, progress)
+
+
+def parameters(model, trained=False):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def in_words(task, value):
+    return f"{value:.1%}" if task.metric == "exact match" else f"{value:.3f} = {task.bits_per_byte(value):.3f} bits/byte"
+
+
+def base_file(model):
+    """The contents of data/base.pt for a model: its shape, and its weights in half precision."""
+    weights = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    return {"config": vars(model.config), "model": weights}
+
+
+def finish(args, model, optimizer, task, source, progress):
+    """The files and the table of a finished run -> result, a dict."""
+    adapted, directory, log = args.method not in WITHOUT_ADAPTER, Path(args.out_dir), progress["log"]
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    result = {
+        "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
+        "seed": args.seed, "steps": args.steps, "metric_name": task.metric,
+        "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
+        "source_loss_before": progress["source_loss_before"], "source_loss_after": evaluate(model, source),
+        "trainable_params": parameters(model, trained=True), "total_params": parameters(model),
+        "optimizer_bytes": sum(value.nbytes for value in moments), "seconds": progress["seconds"],
+        "history": [[row[0], row[-1]] for row in log if row[-1] is not None], "settings": experiment(args),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "tiktoken")}},
+    }
+    if adapted:
+        save(directory / "adapter.pt", lora.adapter_state_dict(model))
+    else:
+        save(directory / "model.pt", base_file(model))
+    with replace_file(directory / "result.json") as file:
+        file.write(json.dumps(result, indent=1).encode())
+    report(args, model, task, result)
+    return result
+
+
+def report(args, model, task, result):
+    """Prints what a run learned, forgot, trained and cost, and what to try next."""
+    before, after = result["source_loss_before"], result["source_loss_after"]
+    trained, total = result["trainable_params"], result["total_params"]
+    row = "{:9}{:26}{:>24}{:>26}".format
+    print("\n" + row("", "", "before", "after"))
+    print(row("learned", f"{task.metric} on {args.data}"[:25], in_words(task, result["metric_before"]),
+              in_words(task, result["metric_after"])))
+    print(row("forgot", "loss on docs, nats/token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"))
+    print(row("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"))
+    print(row("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"))
+    print(row("", "time", "", f"{result['seconds']:.0f} s"))
+    print("\nsamples", *task.samples(model), sep="\n  ")
+    weights = "model.pt" if args.method in WITHOUT_ADAPTER else "adapter.pt"
+    print(f"\nfiles  log.csv result.json ckpt.pt {weights} in {args.out_dir}")
+    others = "|".join(method for method in PRESETS if method not in (args.method, "pretrain"))
+    print(f"next   --method {others}, --precondition on top, another --rank, --data your_own.txt")
+
+
+def main():
+    interrupted = threading.Event()
+
+    def on_interrupt(*_):  # the first Ctrl-C stops the run after its step, a second one at once
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        train(parse_args(), interrupted)
+    except KeyboardInterrupt as stop:
+        sys.exit(f"train.py: {stop or 'stopped; --resume continues from the last checkpoint'}")
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
