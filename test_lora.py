@@ -867,7 +867,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
         "--method loraga --rank 129": "allowed are 1 to 128", "--lr -1": "argument --lr: -1 is not allowed, it must be above 0",
         "--lr abc": "argument --lr: invalid float value: 'abc'", "--dropout 1": "it must be at least 0 and below 1",
         "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
-        "--grad_accum 3": "--grad_accum 3 must divide --batch_size 64",
+        "--grad_accum 3": "--grad_accum 3 must divide --batch_size 32",
         "--data nowhere.txt": "--data nowhere.txt is neither", f"--data {tmp_path}/latin.txt": "not UTF-8",
         f"--data {tmp_path}/short.txt": "too short", f"--data {tmp_path}": "is neither",
         "--device cuda:77": "--device cuda:77 is not on this machine", "--device abacus": "--device abacus is not",

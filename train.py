@@ -7,8 +7,6 @@
 A method is a preset of independent toggles; a toggle that is given overrides its method's.
 """
 import argparse
-import csv
-import io
 import json
 import math
 import platform
@@ -43,11 +41,6 @@ PRESETS = {  # learning rates: each method's best in experiments/README.md, with
 WITHOUT_ADAPTER = ("full", "pretrain")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"train.py: {message}\n")
-
-
 def number(kind, low, high=math.inf, above=False):
     """An argparse type: an int or a float from `low` on, or above it, and below `high`."""
     def parse(text):
@@ -63,7 +56,8 @@ def number(kind, low, high=math.inf, above=False):
 def build_parser():
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
     positive, not_negative = number(float, 0, above=True), number(float, 0)
-    parser = Parser(description="Fine-tune a small GPT with low-rank adaptation, or with all of its weights.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
     add = parser.add_argument
     add("--method", choices=PRESETS, default="lora", help="what to train: a preset of the toggles (lora)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
@@ -86,7 +80,7 @@ def build_parser():
     add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
     add("--warmup", type=natural, help="steps over which the learning rate rises from 0 (20)")
     add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm, 0 for any (1)")
-    add("--batch_size", type=count, help="sequences in a step (64 questions, or 16 windows of text)")
+    add("--batch_size", type=count, help="sequences in a step (32 questions, or 16 windows of text)")
     add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
     add("--steps", type=count, help="optimizer steps (600)")
     add("--seed", type=natural, default=0, help="the seed of the factors, the batches and the dropout (0)")
@@ -110,7 +104,7 @@ def parse_args(argv=None):
     for name, value in {**DEFAULTS, **PRESETS[args.method]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.batch_size = args.batch_size or (64 if args.data == "math" else 16)
+    args.batch_size = args.batch_size or (32 if args.data == "math" else 16)
     if args.batch_size % args.grad_accum:
         parser.error(f"--grad_accum {args.grad_accum} must divide --batch_size {args.batch_size}")
     rank = "" if args.method in WITHOUT_ADAPTER else f"-r{args.rank}"
@@ -128,9 +122,9 @@ def pick_device(name):
 
 
 def load_file(path):
-    """What torch.save wrote to `path`; ValueError if it cannot be read or is more than plain data."""
+    """The dict that `save` wrote; ValueError if it cannot be read or holds more than plain data."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except Exception:  # torch raises many kinds, of many lines, for a damaged file
@@ -149,14 +143,11 @@ def find_checkpoint(args):
     if not args.resume and (args.overwrite or not path.exists()):
         return None
     checkpoint = load_file(path)
-    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
-        raise ValueError(f"{path} is damaged or not a checkpoint")
-    mine, theirs = experiment(args), checkpoint["settings"]
-    for name in mine:
-        if mine[name] != theirs.get(name):
-            advice = "resume with the same flags" if args.resume else "choose another --out_dir, or --overwrite"
-            raise ValueError(f"{args.out_dir} holds another experiment, of --{name} {theirs.get(name)} instead of "
-                             f"{mine[name]}: {advice}")
+    theirs = checkpoint.get("settings", {})
+    for name, mine in experiment(args).items():
+        if mine != theirs.get(name):
+            raise ValueError(f"{args.out_dir} holds another experiment, of --{name} {theirs.get(name)} and not {mine}: "
+                             "give its flags to --resume it, another --out_dir, or --overwrite")
     return checkpoint if args.resume else None
 
 
@@ -212,21 +203,13 @@ def save(path, value):
 
 
 def save_checkpoint(args, model, optimizer, task, progress):
-    """Writes ckpt.pt and log.csv; ValueError, and nothing written, if the weights are no longer finite."""
-    if not all(value.isfinite().all() for value in trained_state(model).values()):
-        raise ValueError(diverged(args, progress["step"]))
+    """Writes ckpt.pt, from which --resume goes on, and log.csv."""
     save(Path(args.out_dir) / "ckpt.pt", {
         "settings": experiment(args), "progress": progress, "model": trained_state(model),
         "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()})
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("step", "loss", "lr", "ms", task.metric), *progress["log"]])
+    rows = [("step", "loss", "lr", "ms", task.metric), *progress["log"]]
     with replace_file(Path(args.out_dir) / "log.csv") as file:
-        file.write(text.getvalue().encode())
-
-
-def diverged(args, step):
-    return (f"the loss or the weights are no longer finite after step {step}: try an --lr below {args.lr:g}; "
-            f"the last good checkpoint is {args.out_dir}/ckpt.pt")
+        file.writelines((",".join(map(str, row)) + "\n").encode() for row in rows)
 
 
 def lr_factor(step, args):
@@ -237,7 +220,7 @@ def lr_factor(step, args):
 
 
 def train_step(args, model, optimizer, idx, targets, step):
-    """One optimizer step on a batch -> its loss; ValueError if that or the gradient is not finite."""
+    """One optimizer step on a batch -> its loss; ValueError if that or the new weights are not finite."""
     loss, tokens = 0.0, (targets != -1).sum()
     for part, labels in zip(idx.chunk(args.grad_accum), targets.chunk(args.grad_accum)):
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
@@ -245,13 +228,14 @@ def train_step(args, model, optimizer, idx, targets, step):
         part_loss.backward()
         loss += part_loss.item()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
-    if not math.isfinite(loss) or not norm.isfinite():
-        raise ValueError(diverged(args, step))
+    torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor(step, args)
     optimizer.step()
     optimizer.zero_grad()
+    if not math.isfinite(loss) or not all(p.isfinite().all() for p in trained):
+        raise ValueError(f"the loss or the weights are no longer finite at step {step + 1}: try an --lr below "
+                         f"{args.lr:g}; the last good checkpoint is {args.out_dir}/ckpt.pt")
     return loss
 
 
@@ -287,15 +271,14 @@ def train(args, interrupted=None):
             lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), lambda model, b: model(*b)[1], args.gamma)
         optimizer = build_optimizer(args, model)
         save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
-    print(f"{args.method} on {args.data}, {device}: {parameters(model, trained=True):,} of {parameters(model):,} "
-          f"parameters train, from step {progress['step']} to {args.steps}", flush=True)
     forward, first, log = torch.compile(model) if args.compile else model, progress["step"], progress["log"]
+    print(f"{args.method} on {args.data}, {device}, from step {first} to {args.steps}", flush=True)
     spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
     for step in range(first, args.steps):
         began = time.perf_counter()
         loss = train_step(args, forward, optimizer, *batch(step), step)
         now = time.perf_counter()
-        log.append([step + 1, loss, args.lr * lr_factor(step, args), 1e3 * (now - began), None])
+        log.append([step + 1, loss, args.lr * lr_factor(step, args), 1e3 * (now - began), ""])
         progress |= {"step": step + 1, "seconds": spent + now - start}
         if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
             log[-1][-1] = evaluate(model, task)
@@ -311,10 +294,6 @@ def train(args, interrupted=None):
     return finish(args, model, optimizer, task, source, progress)
 
 
-def parameters(model, trained=False):
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
-
-
 def in_words(task, value):
     return f"{value:.1%}" if task.metric == "exact match" else f"{value:.3f} = {task.bits_per_byte(value):.3f} bits/byte"
 
@@ -328,21 +307,20 @@ def base_file(model):
 def finish(args, model, optimizer, task, source, progress):
     """The files and the table of a finished run -> result, a dict."""
     adapted, directory, log = args.method not in WITHOUT_ADAPTER, Path(args.out_dir), progress["log"]
-    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    moments = [value for state in optimizer.state.values() for value in state.values()]
     result = {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
         "seed": args.seed, "steps": args.steps, "metric_name": task.metric,
         "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
         "source_loss_before": progress["source_loss_before"], "source_loss_after": evaluate(model, source),
-        "trainable_params": parameters(model, trained=True), "total_params": parameters(model),
+        "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_params": sum(p.numel() for p in model.parameters()),
         "optimizer_bytes": sum(value.nbytes for value in moments), "seconds": progress["seconds"],
-        "history": [[row[0], row[-1]] for row in log if row[-1] is not None], "settings": experiment(args),
+        "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "tiktoken")}},
     }
-    if adapted:
-        save(directory / "adapter.pt", lora.adapter_state_dict(model))
-    else:
-        save(directory / "model.pt", base_file(model))
+    weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base_file(model))
+    save(directory / weights[0], weights[1])
     with replace_file(directory / "result.json") as file:
         file.write(json.dumps(result, indent=1).encode())
     report(args, model, task, result)
@@ -351,21 +329,19 @@ def finish(args, model, optimizer, task, source, progress):
 
 def report(args, model, task, result):
     """Prints what a run learned, forgot, trained and cost, and what to try next."""
+    print()
     before, after = result["source_loss_before"], result["source_loss_after"]
     trained, total = result["trainable_params"], result["total_params"]
-    row = "{:9}{:26}{:>24}{:>26}".format
-    print("\n" + row("", "", "before", "after"))
-    print(row("learned", f"{task.metric} on {args.data}"[:25], in_words(task, result["metric_before"]),
-              in_words(task, result["metric_after"])))
-    print(row("forgot", "loss on docs, nats/token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"))
-    print(row("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"))
-    print(row("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"))
-    print(row("", "time", "", f"{result['seconds']:.0f} s"))
+    learned = [in_words(task, result[f"metric_{when}"]) for when in ("before", "after")]
+    for row in (("", "", "before", "after"), ("learned", f"{task.metric} on {result['task']}", *learned),
+                ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
+                ("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"),
+                ("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"),
+                ("", "time", "", f"{result['seconds']:.0f} s")):
+        print("{:9}{:26}{:>24}{:>26}".format(*row))
     print("\nsamples", *task.samples(model), sep="\n  ")
-    weights = "model.pt" if args.method in WITHOUT_ADAPTER else "adapter.pt"
-    print(f"\nfiles  log.csv result.json ckpt.pt {weights} in {args.out_dir}")
-    others = "|".join(method for method in PRESETS if method not in (args.method, "pretrain"))
-    print(f"next   --method {others}, --precondition on top, another --rank, --data your_own.txt")
+    print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("*.*"))), sep="\n  ")
+    print("\nnext\n  another --method, --precondition or --lr_ratio 4 on top, another --rank, --data your_own.txt")
 
 
 def main():

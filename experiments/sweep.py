@@ -1,10 +1,10 @@
-"""The sweeps behind the README's figures: many runs of train.py, their results in one CSV file, medians in tables.
+"""The sweeps behind the README's figures: many runs of train.py, a line each in runs.csv, and tables of them.
 
-    python -m experiments.sweep betas     AdamW's betas × learning rate × method, one seed
-    python -m experiments.sweep lr        learning rate × method × 3 seeds, at the common betas
-    python -m experiments.sweep table     the tables of both, from experiments/*.csv
+    python -m experiments.sweep betas     AdamW's betas × 2 learning rates × method, one seed
+    python -m experiments.sweep lr        5 learning rates × method × 3 seeds, with the best betas
+    python -m experiments.sweep table     the tables, from experiments/runs.csv
 
-Runs go side by side, one a core; a run that is already in the CSV file is not repeated.
+Runs go side by side, one a core; a run that is in runs.csv already is not repeated.
 """
 import argparse
 import contextlib
@@ -27,11 +27,12 @@ METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 LRS = ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2")
 BETAS = ("0.9 0.999", "0.9 0.95", "0.7 0.8")
 SEEDS = ("0", "1", "2")
+RUNS = Path(__file__).with_name("runs.csv")
 COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before", "docs_after",
            "trainable", "optimizer_bytes", "seconds")
 SWEEPS = {  # name: (methods, learning rates, betas, seeds, steps)
-    "betas": (METHODS, ("1e-3", "1e-2"), BETAS, SEEDS[:1], "300"),
-    "lr": (METHODS, LRS, ("0.9 0.95",), SEEDS, "600"),
+    "betas": (METHODS, ("1e-3", "1e-2"), BETAS, SEEDS[:1], "600"),
+    "lr": (METHODS, LRS, BETAS[-1:], SEEDS, "600"),
 }
 
 
@@ -57,19 +58,23 @@ def run(settings):
             round(result["seconds"]))
 
 
-def read(name):
-    path = Path(__file__).with_name(f"{name}.csv")
-    return list(csv.DictReader(path.open())) if path.exists() else []
+def read(name=None):
+    """The rows of runs.csv, of one sweep or all."""
+    rows = list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
+    if name is None:
+        return rows
+    methods, lrs, betas, seeds, steps = SWEEPS[name]
+    return [row for row in rows if row["lr"] in lrs and row["betas"] in betas and row["seed"] in seeds]
 
 
 def sweep(name, jobs):
     """Runs what is missing of a sweep; each row is written as soon as it is there."""
     methods, lrs, betas, seeds, steps = SWEEPS[name]
-    done = {tuple(row[column] for column in COLUMNS[:5]) for row in read(name)}
+    done = {tuple(row[column] for column in COLUMNS[:5]) for row in read()}
     wanted = [(m, lr, b, seed, steps) for seed, lr, b, m in itertools.product(seeds, lrs, betas, methods)]
     missing = [settings for settings in wanted if settings not in done]
     start = time.perf_counter()
-    with Path(__file__).with_name(f"{name}.csv").open("a", newline="") as file:
+    with RUNS.open("a", newline="") as file:
         rows = csv.writer(file)
         if not done:
             rows.writerow(COLUMNS)
