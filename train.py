@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,19 +36,19 @@ PRESETS = {  # learning rates: each method's best in experiments/README.md, with
     "loraplus": {"lr": 1e-3, "lr_ratio": 16.0},
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True},
     "riemannian": {"lr": 1e-2, "precondition": True},
-    "pretrain": {"lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8, "warmup": 300, "weight_decay": 0.1,
-                 "betas": [0.9, 0.99], "eval_interval": 1000},
+    "pretrain": {"lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8, "warmup": 300,
+                 "weight_decay": 0.1, "betas": [0.9, 0.99], "eval_interval": 1000},
 }
 WITHOUT_ADAPTER = ("full", "pretrain")
 
 
 def number(kind, low, high=math.inf, above=False):
-    """An argparse type: an int or a float from `low` on, or above it, and below `high`."""
+    """An argparse type: an int or a float that is at least, or above, `low` and below `high`."""
     def parse(text):
         value = kind(text)
         if not (low < value if above else low <= value) or not value < high:
-            allowed = f"{'above' if above else 'at least'} {low}" + (f" and below {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{text} is not allowed, it must be {allowed}")
+            low_end = f"{'above' if above else 'at least'} {low}"
+            raise argparse.ArgumentTypeError(f"{text} is not allowed, it must be {low_end} and below {high}")
         return value
     parse.__name__ = kind.__name__  # for argparse's own message about text that is no number
     return parse
@@ -58,21 +59,19 @@ def build_parser():
     positive, not_negative = number(float, 0, above=True), number(float, 0)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
-    add = parser.add_argument
+    add, targets = parser.add_argument, ["c_attn", "c_proj", "c_fc"]
     add("--method", choices=PRESETS, default="lora", help="what to train: a preset of the toggles (lora)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
     add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank, hence scale 1)")
     add("--rslora", action="store_true", default=None, help="scale by alpha/√rank instead (on in loraga)")
     add("--no_rslora", dest="rslora", action="store_false", help="scale by alpha/rank, whatever the method")
-    add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], metavar="NAME",
-        help="the linear layers to adapt (c_attn c_proj c_fc)")
+    add("--targets", nargs="+", default=targets, help="the linear layers to adapt (c_attn c_proj c_fc)")
     add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs dropped in training (0)")
     add("--init", choices=["kaiming", "ga"], help="start from B = 0, or along the gradient (ga in loraga)")
     add("--gamma", type=positive, default=16.0, help="LoRA-GA: larger means smaller starting factors (16)")
     add("--lr_ratio", type=positive, help="LoRA+: B's learning rate over A's (1, and 16 in loraplus)")
-    add("--precondition", action="store_true", default=None,
-        help="precondition the factors' gradients (on in riemannian)")
+    add("--precondition", action="store_true", default=None, help="precondition gradients (on in riemannian)")
     add("--no_precondition", dest="precondition", action="store_false", help="do not, whatever the method")
     add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics (1e-6)")
     add("--lr", type=positive, help="the peak learning rate (each method has its own)")
@@ -80,7 +79,7 @@ def build_parser():
     add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
     add("--warmup", type=natural, help="steps over which the learning rate rises from 0 (20)")
     add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm, 0 for any (1)")
-    add("--batch_size", type=count, help="sequences in a step (32 questions, or 16 windows of text)")
+    add("--batch_size", type=count, help="sequences in a step (32 questions or 16 windows)")
     add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
     add("--steps", type=count, help="optimizer steps (600)")
     add("--seed", type=natural, default=0, help="the seed of the factors, the batches and the dropout (0)")
@@ -125,10 +124,8 @@ def load_file(path):
     """The dict that `save` wrote; ValueError if it cannot be read or holds more than plain data."""
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
     except Exception:  # torch raises many kinds, of many lines, for a damaged file
-        raise ValueError(f"{path} is damaged or not a checkpoint") from None
+        raise ValueError(f"{path} is missing, damaged or not a checkpoint") from None
 
 
 def experiment(args):
@@ -143,10 +140,9 @@ def find_checkpoint(args):
     if not args.resume and (args.overwrite or not path.exists()):
         return None
     checkpoint = load_file(path)
-    theirs = checkpoint.get("settings", {})
     for name, mine in experiment(args).items():
-        if mine != theirs.get(name):
-            raise ValueError(f"{args.out_dir} holds another experiment, of --{name} {theirs.get(name)} and not {mine}: "
+        if mine != (theirs := checkpoint.get("settings", {}).get(name)):
+            raise ValueError(f"{args.out_dir} holds another experiment, of --{name} {theirs} and not {mine}: "
                              "give its flags to --resume it, another --out_dir, or --overwrite")
     return checkpoint if args.resume else None
 
@@ -221,11 +217,12 @@ def lr_factor(step, args):
 
 def train_step(args, model, optimizer, idx, targets, step):
     """One optimizer step on a batch -> its loss; ValueError if that or the new weights are not finite."""
-    loss, tokens = 0.0, (targets != -1).sum()
+    model.train()
+    loss, tokens = 0.0, (targets != -1).sum().item()
     for part, labels in zip(idx.chunk(args.grad_accum), targets.chunk(args.grad_accum)):
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            part_loss = model(part, labels)[1] * ((labels != -1).sum() / tokens)  # parts count by their tokens
-        part_loss.backward()
+            part_loss = model(part, labels)[1] * ((labels != -1).sum().item() / tokens)
+        part_loss.backward()  # each part counts by its share of the tokens
         loss += part_loss.item()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
@@ -239,22 +236,13 @@ def train_step(args, model, optimizer, idx, targets, step):
     return loss
 
 
-def evaluate(model, task):
-    """The task's metric, without dropout."""
-    model.eval()
-    metric = task.evaluate(model)
-    model.train()
-    return metric
-
-
-def train(args, interrupted=None):
+def train(args, interrupted=threading.Event()):
     """Runs the experiment that `parse_args` describes -> what <out_dir>/result.json holds, a dict.
 
-    interrupted  a threading.Event; once it is set, the run saves a checkpoint and raises KeyboardInterrupt
-    Raises ValueError or OSError, in one sentence, for what the user can mend.
+    Once `interrupted` is set, it saves a checkpoint and raises KeyboardInterrupt; what the user can mend is a
+    ValueError or an OSError of one sentence.
     """
-    start, device = time.perf_counter(), pick_device(args.device)
-    checkpoint = find_checkpoint(args)
+    start, device, checkpoint = time.perf_counter(), pick_device(args.device), find_checkpoint(args)
     model = build_model(args, device)
     task = tasks.load(args.data, tokenizer.load(), model.config.block_size)
     source = tasks.load("docs", tokenizer.load(), model.config.block_size)
@@ -265,8 +253,8 @@ def train(args, interrupted=None):
     if checkpoint:
         optimizer, progress = resume(args, model, checkpoint)
     else:
-        progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": evaluate(model, task),
-                    "source_loss_before": evaluate(model, source)}
+        progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": task.evaluate(model),
+                    "source_loss_before": source.evaluate(model)}
         if args.init == "ga":
             lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), lambda model, b: model(*b)[1], args.gamma)
         optimizer = build_optimizer(args, model)
@@ -280,22 +268,22 @@ def train(args, interrupted=None):
         now = time.perf_counter()
         log.append([step + 1, loss, args.lr * lr_factor(step, args), 1e3 * (now - began), ""])
         progress |= {"step": step + 1, "seconds": spent + now - start}
+        line = "step {:>5}/{}  loss {:.4f}  lr {:.1e}  {:4.0f} ms/step".format(step + 1, args.steps, *log[-1][1:4])
         if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
-            log[-1][-1] = evaluate(model, task)
-        stop = interrupted is not None and interrupted.is_set()
-        if due or stop:
+            log[-1][-1] = task.evaluate(model)
+            line += f"  {task.metric} {in_words(task, log[-1][-1])}"
+        if (stop := interrupted.is_set()) or due:
             save_checkpoint(args, model, optimizer, task, progress)
         if due or now - shown > 5:
             shown, left = now, (now - loop) / (step + 1 - first) * (args.steps - step - 1)
-            print(f"step {step + 1:>5}/{args.steps}  loss {loss:.4f}  lr {log[-1][2]:.1e}  {log[-1][3]:4.0f} ms/step  "
-                  f"{left:3.0f} s left" + (f"  {task.metric} {in_words(task, log[-1][-1])}" if due else ""), flush=True)
+            print(f"{line}  {left:.0f} s left", flush=True)
         if stop:
             raise KeyboardInterrupt(f"stopped after step {step + 1}; the same command with --resume continues")
     return finish(args, model, optimizer, task, source, progress)
 
 
 def in_words(task, value):
-    return f"{value:.1%}" if task.metric == "exact match" else f"{value:.3f} = {task.bits_per_byte(value):.3f} bits/byte"
+    return f"{value:.1%}" if task.metric == "exact match" else f"{value:.3f}, {task.bits_per_byte(value):.3f} bpb"
 
 
 def base_file(model):
@@ -307,17 +295,18 @@ def base_file(model):
 def finish(args, model, optimizer, task, source, progress):
     """The files and the table of a finished run -> result, a dict."""
     adapted, directory, log = args.method not in WITHOUT_ADAPTER, Path(args.out_dir), progress["log"]
-    moments = [value for state in optimizer.state.values() for value in state.values()]
+    packages = {name: version(name) for name in ("torch", "numpy", "tiktoken")}
     result = {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
         "seed": args.seed, "steps": args.steps, "metric_name": task.metric,
         "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
-        "source_loss_before": progress["source_loss_before"], "source_loss_after": evaluate(model, source),
+        "source_loss_before": progress["source_loss_before"], "source_loss_after": source.evaluate(model),
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_params": sum(p.numel() for p in model.parameters()),
-        "optimizer_bytes": sum(value.nbytes for value in moments), "seconds": progress["seconds"],
+        "optimizer_bytes": sum(value.nbytes for state in optimizer.state.values() for value in state.values()),
+        "seconds": progress["seconds"],
         "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "tiktoken")}},
+        "versions": {"python": platform.python_version(), **packages},
     }
     weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base_file(model))
     save(directory / weights[0], weights[1])
@@ -329,16 +318,15 @@ def finish(args, model, optimizer, task, source, progress):
 
 def report(args, model, task, result):
     """Prints what a run learned, forgot, trained and cost, and what to try next."""
-    print()
     before, after = result["source_loss_before"], result["source_loss_after"]
     trained, total = result["trainable_params"], result["total_params"]
     learned = [in_words(task, result[f"metric_{when}"]) for when in ("before", "after")]
-    for row in (("", "", "before", "after"), ("learned", f"{task.metric} on {result['task']}", *learned),
-                ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
-                ("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"),
-                ("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"),
-                ("", "time", "", f"{result['seconds']:.0f} s")):
-        print("{:9}{:26}{:>24}{:>26}".format(*row))
+    rows = [("", "", "before", "after"), ("learned", f"{task.metric} on {result['task']}", *learned),
+            ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
+            ("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"),
+            ("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"),
+            ("", "time", "", f"{result['seconds']:.0f} s")]
+    print("", *("{:9}{:26}{:>24}{:>26}".format(*row) for row in rows), sep="\n")
     print("\nsamples", *task.samples(model), sep="\n  ")
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("*.*"))), sep="\n  ")
     print("\nnext\n  another --method, --precondition or --lr_ratio 4 on top, another --rank, --data your_own.txt")
@@ -352,6 +340,7 @@ def main():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     signal.signal(signal.SIGINT, on_interrupt)
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # load_file says what there is to say
     try:
         train(parse_args(), interrupted)
     except KeyboardInterrupt as stop:

@@ -1,1 +1,1 @@
-"""What nanoLoRA learns from: `corpora` (text), `tasks` (batches and metrics), `tokenizer`, and the base model."""
+"""What nanoLoRA learns from: `corpora` of text, `tasks` with batches and metrics, the `tokenizer`."""

@@ -1,7 +1,8 @@
 """Tasks: what a run trains on and how it is judged. Every batch is a pure function of (seed, step).
 
-A task has  `batch(seed, step, size) -> (idx, targets)`, two (size, T) int64 tensors, targets −1 where the loss
-does not look;  `evaluate(model) -> float`, its metric;  `metric`, the metric's name;  `samples(model) -> [str]`.
+    batch(seed, step, size) -> (idx, targets)    two (size, T) int64 tensors, targets −1 where no loss looks
+    evaluate(model) -> float                     the metric, without dropout; its name is in `metric`
+    samples(model) -> list[str]                  a few answers to look at
 """
 import math
 import random
@@ -46,9 +47,11 @@ class Addition:
         One forward pass decides it: the greedy answer equals the true one if and only if, fed the true answer,
         the model's likeliest token is right at each of its positions.
         """
+        model.eval()
         idx, targets = (part.to(next(model.parameters()).device) for part in self.val)
-        right = [((model(i)[0].argmax(-1) == t) | (t == -1)).all(dim=1) for i, t in zip(idx.split(100), targets.split(100))]
-        return torch.cat(right).float().mean().item()
+        right = sum(((model(i)[0].argmax(-1) == t) | (t == -1)).all(dim=1).sum().item()
+                    for i, t in zip(idx.split(100), targets.split(100)))
+        return right / len(idx)
 
     def samples(self, model, count=3):
         """The first held-out questions with the model's greedy answers."""
@@ -71,8 +74,8 @@ class Text:
         self.encoding, self.block_size = encoding, block_size
         self.train, self.val = corpora.load(name, encoding, progress)
         if min(len(self.train), len(self.val)) <= block_size:
-            raise ValueError(f"--data {name}: too short, its training and validation parts have {len(self.train)} and "
-                             f"{len(self.val)} tokens, and one context needs {block_size + 1}")
+            raise ValueError(f"--data {name}: too short, its training and validation parts have {len(self.train)} "
+                             f"and {len(self.val)} tokens, and one context needs {block_size + 1}")
 
     def _windows(self, tokens, starts):
         rows = torch.from_numpy(np.stack([tokens[s:s + self.block_size + 1] for s in starts]).astype(np.int64))
@@ -85,6 +88,7 @@ class Text:
     @torch.no_grad()
     def evaluate(self, model, windows=192):
         """The mean loss in nats per token over at most `windows` evenly spread validation windows."""
+        model.eval()
         last = len(self.val) - self.block_size - 1
         starts = np.linspace(0, last, min(windows, 1 + last // self.block_size)).astype(int)
         device = next(model.parameters()).device

@@ -1,6 +1,6 @@
 """The sweeps behind the README's figures: many runs of train.py, a line each in runs.csv, and tables of them.
 
-    python -m experiments.sweep betas     AdamW's betas × 2 learning rates × method, one seed
+    python -m experiments.sweep betas     AdamW's betas × method, one seed, each method at one learning rate
     python -m experiments.sweep lr        5 learning rates × method × 3 seeds, with the best betas
     python -m experiments.sweep table     the tables, from experiments/runs.csv
 
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import csv
 import io
-import itertools
 import multiprocessing
 import os
 import shutil
@@ -30,9 +29,10 @@ SEEDS = ("0", "1", "2")
 RUNS = Path(__file__).with_name("runs.csv")
 COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before", "docs_after",
            "trainable", "optimizer_bytes", "seconds")
-SWEEPS = {  # name: (methods, learning rates, betas, seeds, steps)
-    "betas": (METHODS, ("1e-3", "1e-2"), BETAS, SEEDS[:1], "600"),
-    "lr": (METHODS, LRS, BETAS[-1:], SEEDS, "600"),
+FIRST_LR = {"full": "1e-3", "lora": "1e-2", "loraplus": "1e-3", "loraga": "1e-3", "riemannian": "1e-2"}
+SWEEPS = {  # method, learning rate, betas, seed, steps
+    "betas": [(m, FIRST_LR[m], betas, "0", "600") for betas in BETAS for m in METHODS],
+    "lr": [(m, lr, BETAS[-1], seed, "600") for seed in SEEDS for lr in LRS for m in METHODS],
 }
 
 
@@ -42,7 +42,7 @@ def run(settings):
     method, lr, betas, seed, steps = settings
     directory = f"out/sweep/{os.getpid()}"
     args = train.parse_args(["--method", method, "--lr", lr, "--betas", *betas.split(), "--seed", seed, "--steps", steps,
-                             "--eval_interval", "50", "--device", "cpu", "--out_dir", directory, "--overwrite"])
+                             "--eval_interval", "100", "--device", "cpu", "--out_dir", directory, "--overwrite"])
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             result = train.train(args)
@@ -58,21 +58,18 @@ def run(settings):
             round(result["seconds"]))
 
 
-def read(name=None):
-    """The rows of runs.csv, of one sweep or all."""
-    rows = list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
-    if name is None:
-        return rows
-    methods, lrs, betas, seeds, steps = SWEEPS[name]
-    return [row for row in rows if row["lr"] in lrs and row["betas"] in betas and row["seed"] in seeds]
+def read():
+    return list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
+
+
+def settings_of(row):
+    return tuple(row[column] for column in COLUMNS[:5])
 
 
 def sweep(name, jobs):
     """Runs what is missing of a sweep; each row is written as soon as it is there."""
-    methods, lrs, betas, seeds, steps = SWEEPS[name]
-    done = {tuple(row[column] for column in COLUMNS[:5]) for row in read()}
-    wanted = [(m, lr, b, seed, steps) for seed, lr, b, m in itertools.product(seeds, lrs, betas, methods)]
-    missing = [settings for settings in wanted if settings not in done]
+    done = {settings_of(row) for row in read()}
+    missing = [settings for settings in SWEEPS[name] if settings not in done]
     start = time.perf_counter()
     with RUNS.open("a", newline="") as file:
         rows = csv.writer(file)
@@ -86,18 +83,17 @@ def sweep(name, jobs):
                 print(f"{count}/{len(missing)}  {left / 60:.0f} min left ", *row, flush=True)
 
 
-def grid(rows, down, across):
-    """A Markdown table of the median exact match, in percent, and of the range over the seeds."""
-    values = list(dict.fromkeys(tuple(row[c] for c in across) for row in rows))
-    lines = ["| | " + " | ".join(", ".join(value) for value in values) + " |", "|---" * (len(values) + 1) + "|"]
-    for key in dict.fromkeys(row[down] for row in rows):
+def grid(rows, across):
+    """A Markdown table, method by `across`, of the median exact match in percent, and its range over the seeds."""
+    columns = list(dict.fromkeys(row[across] for row in rows))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in METHODS:
         cells = []
-        for value in values:
-            found = sorted(100 * float(row["exact_match"]) for row in rows
-                           if row[down] == key and tuple(row[c] for c in across) == value)
-            spread = f" ({found[0]:.0f}–{found[-1]:.0f})" if len(found) > 1 else ""
+        for column in columns:
+            found = [100 * float(row["exact_match"]) for row in rows if (row["method"], row[across]) == (method, column)]
+            spread = f" ({min(found):.0f}–{max(found):.0f})" if len(found) > 1 else ""
             cells.append(f"{statistics.median(found):.1f}{spread}" if found else "")
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -127,10 +123,10 @@ def main():
     if args.what != "table":
         sweep(args.what, args.jobs)
         return
-    if rows := read("betas"):
-        print("Betas: exact match, %\n", grid(rows, "method", ("lr", "betas")), sep="\n")
-    if rows := read("lr"):
-        print("\nLearning rates: median exact match, % (range)\n", grid(rows, "method", ("lr",)), "", best(rows), sep="\n")
+    betas, lrs = ([row for row in read() if settings_of(row) in SWEEPS[name]] for name in ("betas", "lr"))
+    print("Exact match, %, by AdamW's betas\n", grid(betas, "betas"), sep="\n")
+    print("\nMedian exact match, % (range of the seeds), by learning rate\n", grid(lrs, "lr"), sep="\n")
+    print("\nEach method at its best\n", best(lrs), sep="\n")
 
 
 if __name__ == "__main__":
