@@ -22,7 +22,7 @@ class LoRALinear(nn.Module):
     rank     r, from 1 to min(d_in, d_out), else ValueError
     alpha    s = alpha/rank; None means alpha = rank
     dropout  the share of the adapter's inputs to drop; the frozen layer always sees all of x
-    rslora   s = alpha/√rank, so that the output's size does not shrink as the rank grows (arXiv 2312.03732)
+    rslora   s = alpha/√rank: with one alpha for all ranks, the output keeps its size (arXiv 2312.03732)
     """
 
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
@@ -36,7 +36,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **options))  # zero: training starts from W0
         nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
         self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout).train(linear.training)
         self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
         self.register_buffer("lora_B0", None)
         self.register_parameter("unmerged_weight", None)
@@ -63,7 +63,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """Sets A = A0, B = B0 and W0 ← W0 − s·B0A0: another starting point, the same function."""
+        """Sets A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same function (but dropout)."""
         self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
         self.linear.weight = self._weight_plus(-self.scale)
 
@@ -102,7 +102,7 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
         raise ValueError(f"apply_lora needs a model without LoRA: {next(iter(layers))} already carries it")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = {}
-    for target in targets or [""]:
+    for target in targets or [""]:  # "" matches nothing
         matches = {name: linear for name, linear in linears.items() if f".{name}".endswith(f".{target}")}
         if not matches:
             raise ValueError(f"target {target!r} matches no linear layer: allowed are "
@@ -134,13 +134,12 @@ def unmerge_lora(model):
 def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with A at lr and B at ratio · lr, λ ≈ 16.
 
-    With one shared rate, what the model learns through one of the factors vanishes as the width grows.
-    Other trainable parameters form a third group, at lr. Ratio 1 is plain LoRA. -> list[dict]
+    With one rate for both, what the model learns through B vanishes as it grows wider (theory: λ = Θ(width);
+    16 is experience). Other trainable parameters form a third group, at lr. Ratio 1 is LoRA. -> list[dict]
     """
     A = [layer.lora_A for layer in lora_layers(model).values()]
     B = [layer.lora_B for layer in lora_layers(model).values()]
-    factors = set(A + B)
-    others = [p for p in model.parameters() if p.requires_grad and p not in factors]
+    others = [p for p in model.parameters() if p.requires_grad and p not in set(A + B)]
     groups = [{"params": A, "lr": lr}, {"params": B, "lr": ratio * lr}, {"params": others, "lr": lr}]
     return [group for group in groups if group["params"]]
 
@@ -169,11 +168,11 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     def start(name, G):  # G (d_out, d_in)
         if not G.isfinite().all() or not G.any():
             raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
-        r, c = len(layers[name].lora_A), len(G) ** 0.25 / gamma ** 0.5
+        r, c = len(layers[name].lora_A), G.shape[0] ** 0.25 / gamma ** 0.5
         U, V = top_singular_vectors(G, 2 * r)
         starts[name] = c * V[:, :r].T, c * U[:, r:]
 
-    _for_each_gradient(model, list(batches), loss_fn, start)
+    _for_each_gradient(layers, model, list(batches), loss_fn, start)
     if missing := layers.keys() - starts.keys():
         raise ValueError(f"LoRA-GA needs a gradient: the loss does not depend on {min(missing)}")
     for name, layer in layers.items():
@@ -182,34 +181,35 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
 def top_singular_vectors(G, k):
     """The first k left and right singular vectors of G -> (d_out, k), (d_in, k)."""
-    if 4 * k < min(G.shape):  # a randomised sketch of rank 2k is many times faster than the whole SVD
+    if min(G.shape) > max(512, 4 * k):  # where a randomised sketch of rank 2k is many times faster
         U, S, V = torch.svd_lowrank(G, q=2 * k, niter=2)
         # ‖best rank k‖² ≤ ‖the sketch's rank k‖² + ‖what the sketch missed‖²: so that must be almost none.
-        if G.square().sum() - S.square().sum() <= 1e-6 * G.square().sum():
+        if G.square().sum() - S.square().sum() <= 1e-4 * G.square().sum():
             return U[:, :k], V[:, :k]
     U, _, Vh = torch.linalg.svd(G, full_matrices=False)
     return U[:, :k], Vh[:k].T
 
 
-def _for_each_gradient(model, batches, loss_fn, use):
-    """Calls use(name, mean ∂L/∂W0 of the batches) for every LoRA layer, and leaves the model as it was."""
-    layers, sums = lora_layers(model), {}
-    weights = {name: layer.linear.weight for name, layer in layers.items()}
+def _for_each_gradient(layers, model, batches, loss_fn, use):
+    """Calls use(name, mean ∂L/∂W0 of the batches) for each layer, and leaves the model as it was."""
+    weights, sums = {name: layer.linear.weight for name, layer in layers.items()}, {}
 
-    def collect(name, W):  # inside backward, so that a layer's gradient need not wait for the others
+    def collect(name, W):  # called within backward, once a layer's gradient is there
         sums[name] = sums.get(name, 0) + W.grad.to(layers[name].lora_A.dtype) / len(batches)
         W.grad = None
-        if number == len(batches):
+        if len(batches) == 1:  # nothing to wait for: no two layers' gradients are in memory at once
             use(name, sums.pop(name))
 
     try:
-        for name, layer in layers.items():
-            layer.linear.weight = nn.Parameter(weights[name].detach())  # its own leaf over the same memory
+        for name, layer in layers.items():  # leaves of their own: G leaves out the other uses of a tied weight
+            layer.linear.weight = nn.Parameter(weights[name].detach())
             layer.linear.weight.register_post_accumulate_grad_hook(lambda W, name=name: collect(name, W))
         leaves = [layer.linear.weight for layer in layers.values()]
         with torch.enable_grad(), torch.random.fork_rng({W.device for W in leaves if W.is_cuda}):
-            for number, batch in enumerate(batches, start=1):
+            for batch in batches:
                 loss_fn(model, batch).backward(inputs=leaves)
+            for name in list(sums):
+                use(name, sums.pop(name))
     finally:
         for name, layer in layers.items():
             layer.linear.weight = weights[name]
@@ -219,16 +219,16 @@ def _for_each_gradient(model, batches, loss_fn, use):
 def precondition_gradients(model, damping=1e-6):
     """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1), in place on .grad:
 
-        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping ≥ 0
+        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0
 
-    W then moves by −η s² (P_col(B) G + G P_row(A)), which depends on the product BA but not on how it is
-    split into B and A. Both metrics are those before the step. Factors without a gradient are skipped.
+    A small gradient step η then moves W by −η s² (P_col(B) G + G P_row(A)), however BA is split into B and A.
+    Both metrics (BᵀB, AAᵀ) are from before the step. Factors without a gradient are skipped.
     """
     by_rank = {}
     for layer in lora_layers(model).values():
         A, B = layer.lora_A, layer.lora_B
         for gradient, factor in ((A.grad, B.T), (B.grad, A)):
-            if gradient is not None:  # both as (r, d), so that the r × r metric comes from the left
+            if gradient is not None:  # both as (r, d); .T is a view, so that copy_ below fills .grad
                 pair = (gradient.T if factor is A else gradient, factor)
                 by_rank.setdefault((len(A), A.device), []).append(pair)
     for pairs in by_rank.values():
@@ -257,7 +257,7 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
         raise ValueError(f"{refusal}, which LBFGS does")
 
     def before_step(optimizer, args, kwargs):
-        if len(args) > 1 or kwargs:  # args[0] is the optimizer
+        if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # args[0]: the optimizer
             raise ValueError(refusal)
         precondition_gradients(model, damping)
 
@@ -272,7 +272,7 @@ def adapter_state_dict(model):
     state = {}
     for name, layer in lora_layers(model).items():
         for part, value in zip(("lora_A", "lora_B"), layer.factors()):
-            state[f"{name}.{part}"] = value.detach().clone()
+            state[f"{name}.{part}"] = value.detach().to("cpu", copy=True)
         state[f"{name}.scale"] = torch.tensor(layer.scale, dtype=torch.float64)
     return state
 

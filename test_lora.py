@@ -206,16 +206,19 @@ def test_lora_dropout_is_on_the_adapters_input_only():
     assert torch.equal(layer.eval()(x), layer(x))
 
 
-def test_lora_factors_stay_float32_on_a_bf16_base_and_work_under_autocast():
-    for autocast in (False, True):
-        model = randomise(apply_lora(gpt(torch.bfloat16), rank=4))
-        reference = randomise(apply_lora(gpt(torch.bfloat16).float(), rank=4))
-        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = gpt_loss(model, tokens())
-        loss.backward()
-        torch.testing.assert_close(loss.float(), gpt_loss(reference, tokens()), rtol=0.03, atol=0)
-        assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lora_factors_stay_float32_on_a_bf16_base_and_work_under_autocast(autocast):
+    _, reference = layer_of(d_out=60, d_in=50, rank=4)
+    model = apply_lora(nn.ModuleDict({"fc": copy.deepcopy(reference.linear).bfloat16()}), 4, targets=["fc"])
+    layer, x = model["fc"], torch.randn(30, 50, dtype=torch.float64)
+    layer.lora_A.data, layer.lora_B.data = reference.lora_A.data.float(), reference.lora_B.data.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x.float() if autocast else x.bfloat16())
+    low_rank = reference.scale * x @ reference.lora_A.T @ reference.lora_B.T
+    error = (y - reference(x)).norm() / low_rank.norm()
+    assert y.dtype == torch.bfloat16 and error < 0.02
+    y.sum().backward()
+    assert layer.lora_A.grad.dtype == layer.lora_B.grad.dtype == torch.float32
 
 
 def test_lora_compiles_without_a_graph_break():
@@ -327,12 +330,13 @@ def test_lora_ga_first_step_is_best_rank_2r():
         G = gradients[f"{name}.weight"]
         U, S, Vh = torch.linalg.svd(G, full_matrices=False)
         best = (S[:2 * r].square().sum() / S.square().sum()).sqrt().item()
-        assert abs(cosine(layer.delta(), -G) - best) < 1e-6
+        achieved = cosine(layer.delta(), -G)
+        assert abs(achieved - best) < 1e-6
         assert abs(cosine(layer.delta(), -(U[:, :2 * r] * S[:2 * r]) @ Vh[:2 * r]) - 1) < 1e-6
         for _ in range(100):
             rows, columns = (torch.randperm(len(S), generator=generator)[:r] for _ in range(2))
             A, B = Vh[rows], U[:, columns]
-            assert cosine(G @ A.T @ A + B @ B.T @ G, G) <= best + 1e-12
+            assert cosine(G @ A.T @ A + B @ B.T @ G, G) <= achieved + 1e-9
 
 
 @pytest.mark.parametrize("d_out, d_in, r", [(6, 9, 3), (40, 8, 2), (8, 40, 4), (300, 200, 8)])
@@ -345,22 +349,25 @@ def test_lora_ga_factors_have_the_stated_norms_and_singular_directions(d_out, d_
     lora_ga_init(model, [G], lambda m, G: (m["fc"].linear.weight * G).sum(), gamma=9.0)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     layer, c = model["fc"], d_out ** 0.25 / 3
-    signs = (Vh[:r] * layer.lora_A).sum(1, keepdim=True).sign(), (U[:, r:2 * r] * layer.lora_B).sum(0).sign()
-    torch.testing.assert_close(layer.lora_A, c * Vh[:r] * signs[0], rtol=0, atol=1e-10)
-    torch.testing.assert_close(layer.lora_B, c * U[:, r:2 * r] * signs[1], rtol=0, atol=1e-10)
+    flip_A, flip_B = (Vh[:r] * layer.lora_A).sum(1) < 0, (U[:, r:2 * r] * layer.lora_B).sum(0) < 0  # signs are free
+    torch.testing.assert_close(layer.lora_A, c * Vh[:r] * (1.0 - 2.0 * flip_A)[:, None], rtol=0, atol=1e-10)
+    torch.testing.assert_close(layer.lora_B, c * U[:, r:2 * r] * (1.0 - 2.0 * flip_B), rtol=0, atol=1e-10)
     torch.testing.assert_close(layer.linear.weight, W0 - layer.scale * layer.lora_B @ layer.lora_A, **EXACT)
     assert not layer.delta().abs().max() > 1e-14
 
 
-def test_lora_ga_randomised_svd_is_used_only_where_it_is_exact_enough():
+@pytest.mark.parametrize("spectrum", ["steep", "flat"])
+def test_lora_ga_randomised_svd_is_used_only_where_it_is_exact_enough(spectrum, monkeypatch):
+    """Within 1e-4 of the best alignment, whether the sketch serves (steep) or the exact SVD has to (flat)."""
     torch.manual_seed(0)
-    U, V = (torch.linalg.qr(torch.randn(d, 90, dtype=torch.float64))[0] for d in (200, 90))
-    for S, name in ((0.3 ** torch.arange(90), "fast decay"), (torch.ones(90) + torch.rand(90), "flat")):
-        G = (U * S.double()) @ V.T
-        left, right = lora.top_singular_vectors(G, 6)
-        best = S.double().sort(descending=True).values[:6].square().sum() / S.double().square().sum()
-        for captured in ((left.T @ G).square().sum(), (G @ right).square().sum()):
-            assert captured / G.square().sum() > best - 1e-6, name
+    U, V = (torch.linalg.qr(torch.randn(d, 520, dtype=torch.float64))[0] for d in (600, 520))
+    S = {"steep": 0.7 ** torch.arange(520.0).double(), "flat": 1 + torch.rand(520).double().sort(descending=True)[0]}[spectrum]
+    G, r, shapes, svd = (U * S) @ V.T, 4, [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda A, **options: shapes.append(A.shape) or svd(A, **options))
+    left, right = lora.top_singular_vectors(G, 2 * r)
+    assert (G.shape in shapes) == (spectrum == "flat")
+    step = G @ right[:, :r] @ right[:, :r].T + left[:, r:] @ left[:, r:].T @ G
+    assert cosine(step, G) > (S[:2 * r].square().sum() / S.square().sum()).sqrt() - 1e-4
 
 
 def test_lora_ga_scale_is_stable_the_output_does_not_grow_with_d_out_or_r():
@@ -662,31 +669,35 @@ def test_math_holds_out_500_questions_that_never_occur_in_training():
     assert torch.equal(idx, again) and not torch.equal(idx, other) and not torch.equal(idx, next_step)
 
 
-def test_math_exact_match_is_that_of_the_generated_answer():
+class Table(nn.Module):
+    """A model that answers every second question of a task right, from a table, and the others with 7."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.weight, self.rows, self.config = nn.Parameter(torch.zeros(1)), [], GPTConfig(128, 2048)
+        for i, (idx, targets) in enumerate(zip(*task.val)):
+            looks = (targets != -1).nonzero()[:, 0].tolist()
+            question, answer = idx[:looks[0] + 1].tolist(), targets[looks].tolist()
+            self.rows.append((question, question + (answer if i % 2 else task.encoding.encode(" 7\n"))))
+
+    def forward(self, idx):
+        logits = torch.zeros(*idx.shape, 2048)
+        for row, tokens in zip(logits, idx.tolist()):
+            said = next(said for question, said in self.rows if tokens[:len(question)] == question)
+            for position in range(len(tokens)):
+                row[position, said[position + 1] if position + 1 < len(said) else 0] = 1
+        return logits, None
+
+
+def test_math_exact_match_is_that_of_the_generated_answers():
     task = tasks.load("math", tokenizer.load(), 128)
     task.val = tuple(part[:40] for part in task.val)
-
-    class Cheat(nn.Module):
-        """Answers from a table, right for every second question."""
-
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-            self.answers = {}
-            for i, (idx, targets) in enumerate(zip(*task.val)):
-                tokens = torch.cat((idx[:1], torch.where(targets == -1, idx.roll(-1), targets)))
-                end = (targets != -1).nonzero().max() + 2
-                self.answers[tuple(tokens[:end - 4].tolist())] = tokens[:end].tolist() if i % 2 else [5] * 30
-
-        def forward(self, idx):
-            logits = torch.zeros(*idx.shape, 2048)
-            for row, tokens in zip(logits, idx.tolist()):
-                table = next((t for q, t in self.answers.items() if tuple(tokens[:len(q)]) == q), [5] * 30)
-                for position in range(len(tokens)):
-                    row[position, table[position + 1] if position + 1 < len(table) else 5] = 1
-            return logits, None
-
-    assert task.evaluate(Cheat()) == 0.5
+    model, right = Table(task), 0
+    for question, _ in model.rows:
+        text = task.encoding.decode(GPT.generate(model, torch.tensor([question]), 5, temperature=0)[0].tolist())
+        a, b, answer = re.match(r"What is (\d+) plus (\d+)\? (\d+)\n", text).groups()
+        right += int(a) + int(b) == int(answer)
+    assert task.evaluate(model) == right / 40 == 0.5
 
 
 def test_text_file_is_cut_into_train_and_validation_and_bits_per_byte_is_exact(tmp_path, monkeypatch):
@@ -708,11 +719,10 @@ def test_docs_and_code_are_split_by_file_and_docs_hold_no_code():
     names = [name for name, _ in corpora.docs()]
     held = [name for name in names if corpora.held_out(name)]
     assert len(names) == len(set(names)) and 0.02 < len(held) / len(names) < 0.08
-    assert corpora.prose('Adds one.\n\n>>> f(1)\n2\n\nThis function adds one to its only argument and returns it.') \
-        and list(corpora.prose("x\n\nThis adds one to the only argument that it is given.\n\n>>> y\n")) == \
-        ["This adds one to the only argument that it is given.\n"]
-    source = 'def f():\n    """Doc."""\n    # why\n    return "# kept"  # kept\n'
-    assert corpora.DOCSTRING_OR_COMMENT.sub("", source) == 'def f():\n    return "# kept"  # kept\n'
+    sentence = "This adds one to the only argument that it is given."
+    assert list(corpora.prose(f"x\n\n{sentence}\n\n>>> add(1)\n2\n\na = b + c(d, e) * f[g] - h.i(j=k, l=m)")) == [sentence + "\n"]
+    source = 'def f():\n    """Doc."""\n    # why\n    return "# kept"  # kept\n\nx = """\n# kept\n"""\nimport kept\n"""gone"""\n'
+    assert corpora.without_comments(source) == 'def f():\n    return "# kept"  # kept\n\nx = """\n# kept\n"""\nimport kept\n'
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -863,9 +873,9 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
     (tmp_path / "short.txt").write_text("too short")
     listed = {  # in the issue's words: unknown method, rank 0 or too large, negative lr, files, checkpoints, device
         "--method adam": "argument --method: invalid choice: 'adam'",
-        "--rank 0": "argument --rank: 0 is not allowed, it must be at least 1",
+        "--rank 0": "argument --rank: 0 is not allowed: at least 1 and below inf",
         "--rank 257": "rank 257 does not fit transformer.h.0.attn.c_attn: allowed are 1 to 256",
-        "--lr -1": "argument --lr: -1 is not allowed, it must be above 0",
+        "--lr -1": "argument --lr: -1 is not allowed: at least 1e-12",
         "--data nowhere.txt": "--data nowhere.txt is neither",
         f"--data {tmp_path}/latin.txt": "not UTF-8",
         "--device cuda:77": "--device cuda:77 is not on this machine",
@@ -875,7 +885,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
     }
     more = {
         "--method loraga --rank 129": "allowed are 1 to 128", "--lr abc": "argument --lr: invalid float value: 'abc'",
-        "--dropout 1": "it must be at least 0 and below 1", "--device abacus": "--device abacus is not",
+        "--dropout 1": "1 is not allowed: at least 0 and below 1", "--device abacus": "--device abacus is not",
         "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
         "--grad_accum 3": "--grad_accum 3 must divide --batch_size 32",
         f"--data {tmp_path}/short.txt": "too short", f"--data {tmp_path}": "is neither",
@@ -899,3 +909,23 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
         error = process.communicate()[1]
         assert process.returncode == 2 and sentence in error and error.count("\n") == 1, (sentence, error)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nor was a payload executed
+
+
+# The README
+
+def test_readme_example_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(names["fresh"](x), names["model"](x), rtol=1e-4, atol=1e-5)
+    assert any(layer.delta().abs().max() > 1e-4 for layer in lora_layers(names["fresh"]).values())
+
+
+def test_readme_links_point_at_the_definitions_they_name():
+    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 10
+    for name, file, line in links:
+        found = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(rf"(def|class) {name}\b", found), f"{name} is not at line {line} of {file}"

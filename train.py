@@ -9,7 +9,6 @@ A method is a preset of independent toggles; a toggle that is given overrides it
 import argparse
 import json
 import math
-import platform
 import signal
 import sys
 import threading
@@ -28,7 +27,7 @@ from model import GPT, GPTConfig
 BASE = Path(__file__).with_name("data") / "base.pt"
 GA_BATCHES = 4  # LoRA-GA averages its gradient over the first batches of the run
 TOGGLES = {"init": "kaiming", "lr_ratio": 1.0, "precondition": False, "rslora": False}
-DEFAULTS = {"data": "math", "steps": 600, "warmup": 20, "weight_decay": 0.0, "betas": [0.9, 0.95],
+DEFAULTS = {"data": "math", "steps": 600, "warmup": 20, "weight_decay": 0.0, "betas": [0.7, 0.8],
             "eval_interval": 100, **TOGGLES}
 PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas for all
     "full": {"lr": 1e-3},
@@ -42,13 +41,12 @@ PRESETS = {  # learning rates: each method's best in experiments/README.md, with
 WITHOUT_ADAPTER = ("full", "pretrain")
 
 
-def number(kind, low, high=math.inf, above=False):
-    """An argparse type: an int or a float that is at least, or above, `low` and below `high`."""
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or a float that is at least `low` and below `high`."""
     def parse(text):
         value = kind(text)
-        if not (low < value if above else low <= value) or not value < high:
-            low_end = f"{'above' if above else 'at least'} {low}"
-            raise argparse.ArgumentTypeError(f"{text} is not allowed, it must be {low_end} and below {high}")
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed: at least {low} and below {high}")
         return value
     parse.__name__ = kind.__name__  # for argparse's own message about text that is no number
     return parse
@@ -56,18 +54,18 @@ def number(kind, low, high=math.inf, above=False):
 
 def build_parser():
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
-    positive, not_negative = number(float, 0, above=True), number(float, 0)
+    positive, not_negative = number(float, 1e-12), number(float, 0)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
     add, targets = parser.add_argument, ["c_attn", "c_proj", "c_fc"]
     add("--method", choices=PRESETS, default="lora", help="what to train: a preset of the toggles (lora)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
-    add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank, hence scale 1)")
+    add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank)")
     add("--rslora", action="store_true", default=None, help="scale by alpha/√rank instead (on in loraga)")
     add("--no_rslora", dest="rslora", action="store_false", help="scale by alpha/rank, whatever the method")
     add("--targets", nargs="+", default=targets, help="the linear layers to adapt (c_attn c_proj c_fc)")
-    add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs dropped in training (0)")
+    add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs to drop (0)")
     add("--init", choices=["kaiming", "ga"], help="start from B = 0, or along the gradient (ga in loraga)")
     add("--gamma", type=positive, default=16.0, help="LoRA-GA: larger means smaller starting factors (16)")
     add("--lr_ratio", type=positive, help="LoRA+: B's learning rate over A's (1, and 16 in loraplus)")
@@ -75,7 +73,7 @@ def build_parser():
     add("--no_precondition", dest="precondition", action="store_false", help="do not, whatever the method")
     add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics (1e-6)")
     add("--lr", type=positive, help="the peak learning rate (each method has its own)")
-    add("--betas", type=fraction, nargs=2, metavar=("B1", "B2"), help="AdamW's two memories (0.9 0.95)")
+    add("--betas", type=fraction, nargs=2, metavar=("B1", "B2"), help="AdamW's two memories (0.7 0.8)")
     add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
     add("--warmup", type=natural, help="steps over which the learning rate rises from 0 (20)")
     add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm, 0 for any (1)")
@@ -232,7 +230,7 @@ def train_step(args, model, optimizer, idx, targets, step):
     optimizer.zero_grad()
     if not math.isfinite(loss) or not all(p.isfinite().all() for p in trained):
         raise ValueError(f"the loss or the weights are no longer finite at step {step + 1}: try an --lr below "
-                         f"{args.lr:g}; the last good checkpoint is {args.out_dir}/ckpt.pt")
+                         f"{args.lr:g}; the last finite checkpoint is {args.out_dir}/ckpt.pt")
     return loss
 
 
@@ -244,6 +242,7 @@ def train(args, interrupted=threading.Event()):
     """
     start, device, checkpoint = time.perf_counter(), pick_device(args.device), find_checkpoint(args)
     model = build_model(args, device)
+    print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
     task = tasks.load(args.data, tokenizer.load(), model.config.block_size)
     source = tasks.load("docs", tokenizer.load(), model.config.block_size)
 
@@ -260,7 +259,6 @@ def train(args, interrupted=threading.Event()):
         optimizer = build_optimizer(args, model)
         save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
     forward, first, log = torch.compile(model) if args.compile else model, progress["step"], progress["log"]
-    print(f"{args.method} on {args.data}, {device}, from step {first} to {args.steps}", flush=True)
     spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
     for step in range(first, args.steps):
         began = time.perf_counter()
@@ -298,15 +296,14 @@ def finish(args, model, optimizer, task, source, progress):
     packages = {name: version(name) for name in ("torch", "numpy", "tiktoken")}
     result = {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
-        "seed": args.seed, "steps": args.steps, "metric_name": task.metric,
+        "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"], "metric_name": task.metric,
         "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
         "source_loss_before": progress["source_loss_before"], "source_loss_after": source.evaluate(model),
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_params": sum(p.numel() for p in model.parameters()),
         "optimizer_bytes": sum(value.nbytes for state in optimizer.state.values() for value in state.values()),
-        "seconds": progress["seconds"],
         "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
-        "versions": {"python": platform.python_version(), **packages},
+        "versions": {"python": sys.version.split()[0], **packages},
     }
     weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base_file(model))
     save(directory / weights[0], weights[1])
@@ -329,7 +326,7 @@ def report(args, model, task, result):
     print("", *("{:9}{:26}{:>24}{:>26}".format(*row) for row in rows), sep="\n")
     print("\nsamples", *task.samples(model), sep="\n  ")
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("*.*"))), sep="\n  ")
-    print("\nnext\n  another --method, --precondition or --lr_ratio 4 on top, another --rank, --data your_own.txt")
+    print("\nnext\n  another --method or --rank, --precondition or --lr_ratio 4 on top, --data your_own.txt")
 
 
 def main():
@@ -344,10 +341,9 @@ def main():
     try:
         train(parse_args(), interrupted)
     except KeyboardInterrupt as stop:
-        sys.exit(f"train.py: {stop or 'stopped; --resume continues from the last checkpoint'}")
+        sys.exit(f"train.py: {stop or 'stopped at once, without another checkpoint'}")
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        build_parser().error(error)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import torch
 CACHE = Path(__file__).with_name("cache")
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
-DOCSTRING_OR_COMMENT = re.compile(r'^[ \t]*(?:[rRuU]?(?:""".*?"""|\'\'\'.*?\'\'\')|#[^\n]*)[ \t]*\n',
-                                  re.DOTALL | re.MULTILINE)
+# A docstring or a comment line, to drop; or any other triple-quoted string, to step over with what it holds.
+NOT_CODE = re.compile(r'^[ \t]*(?:[rRuU]?("""|\'\'\').*?\1|#[^\n]*)[ \t]*\n|("""|\'\'\').*?\2', re.DOTALL | re.MULTILINE)
 PLAIN_WORD = re.compile(r"[(\"'`]*[A-Za-z][a-z'-]*[`)\"'.,;:?!]*")
 NOT_LIBRARY = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}
 
@@ -79,7 +79,11 @@ def docs():
 def code():
     """(name, text): the standard library's source with docstrings and comment lines removed."""
     for name, source in python_files("python"):
-        yield name, DOCSTRING_OR_COMMENT.sub("", source)
+        yield name, without_comments(source)
+
+
+def without_comments(source):
+    return NOT_CODE.sub(lambda match: match[0] if match[2] else "", source)
 
 
 def load(name, encoding, progress=print):
@@ -100,7 +104,7 @@ def load(name, encoding, progress=print):
         raise ValueError(f"--data {name} is neither math, code, docs or shakespeare nor a file")
     status = path.stat()
     tokens = token_file(path.stem, "all", [path.resolve(), status.st_size, status.st_mtime_ns], encoding,
-                        lambda: read_pieces(path), progress)
+                        lambda: read_pieces(path), progress, status.st_size)
     cut = int(0.9 * len(tokens))  # the last tenth of the file is held out
     return tokens[:cut], tokens[cut:]
 
@@ -117,22 +121,27 @@ def read_pieces(path, size=1 << 22):
             while piece := file.read(size):
                 yield piece
     except UnicodeDecodeError as error:
-        raise ValueError(f"--data {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"--data {path}: not UTF-8 text ({error.reason})") from None
 
 
-def token_file(name, split, key, encoding, texts, progress):
-    """Memory-maps the tokens of `texts()`, writing them first if no file of this key and vocabulary is there."""
+def token_file(name, split, key, encoding, texts, progress, size=None):
+    """Memory-maps the tokens of `texts()`, writing them first if no file of this key and vocabulary is there.
+
+    size, in bytes, is what all the texts come to, if it is known: then the time left is shown.
+    """
     ranks = repr((key, encoding._pat_str, sorted(encoding._mergeable_ranks.items())))
     path = CACHE / f"{name}-{split}-{hashlib.sha256(ranks.encode()).hexdigest()[:16]}.bin"
     if not path.exists():
         progress(f"cutting {name} ({split}) into tokens, once ...")
-        start = shown = time.perf_counter()
+        start, shown, done = time.perf_counter(), time.perf_counter(), 0
         with replace_file(path) as file:
             for text in texts():
                 file.write(np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes())
-                if time.perf_counter() - shown > 5:
-                    shown = time.perf_counter()
-                    progress(f"  {file.tell() / 2e6:.1f} M tokens in {shown - start:.0f} s")
+                now, done = time.perf_counter(), done + len(text.encode())
+                if now - shown > 5:
+                    left = f", {(now - start) * (size / done - 1):.0f} s left" if size else ""
+                    progress(f"  {file.tell() / 2e6:.1f} M tokens in {now - start:.0f} s{left}")
+                    shown = now
     if path.stat().st_size == 0:
         return np.empty(0, dtype=np.uint16)  # an empty file cannot be mapped
     return np.memmap(path, dtype=np.uint16, mode="r")

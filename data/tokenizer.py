@@ -34,6 +34,6 @@ if __name__ == "__main__":
     from data.corpora import docs
     paragraphs = "\n".join(text for name, text in docs()).split("\n")
     sample = "\n".join(paragraphs[::18])  # evenly spread, about 400 kB
-    print(f"training {VOCAB_SIZE} tokens on {len(sample) / 1e3:.0f} kB of docs; this takes about 15 minutes")
+    print(f"training {VOCAB_SIZE} tokens on {len(sample) / 1e3:.0f} kB of docs; this takes about 6 minutes")
     train(sample)
     print(f"wrote {PATH}: {len(sample.encode()) / len(load().encode_ordinary(sample)):.2f} bytes per token")

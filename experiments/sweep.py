@@ -27,8 +27,8 @@ LRS = ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2")
 BETAS = ("0.9 0.999", "0.9 0.95", "0.7 0.8")
 SEEDS = ("0", "1", "2")
 RUNS = Path(__file__).with_name("runs.csv")
-COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before", "docs_after",
-           "trainable", "optimizer_bytes", "seconds")
+COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before",
+           "docs_after", "trainable", "optimizer_bytes", "seconds")
 FIRST_LR = {"full": "1e-3", "lora": "1e-2", "loraplus": "1e-3", "loraga": "1e-3", "riemannian": "1e-2"}
 SWEEPS = {  # method, learning rate, betas, seed, steps
     "betas": [(m, FIRST_LR[m], betas, "0", "600") for betas in BETAS for m in METHODS],
@@ -41,8 +41,8 @@ def run(settings):
     torch.set_num_threads(1)
     method, lr, betas, seed, steps = settings
     directory = f"out/sweep/{os.getpid()}"
-    args = train.parse_args(["--method", method, "--lr", lr, "--betas", *betas.split(), "--seed", seed, "--steps", steps,
-                             "--eval_interval", "100", "--device", "cpu", "--out_dir", directory, "--overwrite"])
+    flags = f"--method {method} --lr {lr} --betas {betas} --seed {seed} --steps {steps} --eval_interval 100"
+    args = train.parse_args([*flags.split(), "--device", "cpu", "--out_dir", directory, "--overwrite"])
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             result = train.train(args)
@@ -83,14 +83,14 @@ def sweep(name, jobs):
                 print(f"{count}/{len(missing)}  {left / 60:.0f} min left ", *row, flush=True)
 
 
-def grid(rows, across):
-    """A Markdown table, method by `across`, of the median exact match in percent, and its range over the seeds."""
-    columns = list(dict.fromkeys(row[across] for row in rows))
+def grid(rows, across, columns):
+    """A Markdown table, method by `across`, of the median exact match in percent and its range over seeds."""
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in METHODS:
         cells = []
         for column in columns:
-            found = [100 * float(row["exact_match"]) for row in rows if (row["method"], row[across]) == (method, column)]
+            mine = [row for row in rows if row["method"] == method and row[across] == column]
+            found = [100 * float(row["exact_match"]) for row in mine]
             spread = f" ({min(found):.0f}–{max(found):.0f})" if len(found) > 1 else ""
             cells.append(f"{statistics.median(found):.1f}{spread}" if found else "")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -98,20 +98,21 @@ def grid(rows, across):
 
 
 def best(rows):
-    """The five methods, each at the learning rate with its best median, as a Markdown table."""
-    lines = ["| method | lr | exact match, % | range | steps to 50 % | docs loss, nats/token | trained | optimizer, MB |",
+    """A Markdown table of each method at the learning rate with its best median; all figures are medians."""
+    lines = ["| method | lr | exact match | its range | steps to 50 % | docs loss, nats/token | trained | optimizer |",
              "|---" * 8 + "|"]
     for method in METHODS:
-        mine = [row for row in rows if row["method"] == method]
-        lrs = {row["lr"] for row in mine}
-        match = {lr: [float(row["exact_match"]) for row in mine if row["lr"] == lr] for lr in lrs}
-        lr = max(lrs, key=lambda lr: statistics.median(match[lr]))
-        at = [row for row in mine if row["lr"] == lr]
-        half = statistics.median(float(row["steps_to_half"] or "inf") for row in at)
-        before, after = (statistics.median(float(row[c]) for row in at) for c in ("docs_before", "docs_after"))
-        lines.append(f"| {method} | {lr} | {100 * statistics.median(match[lr]):.1f} | {100 * min(match[lr]):.1f}–"
-                     f"{100 * max(match[lr]):.1f} | {half:.0f} | {before:.3f} → {after:.3f} ({after - before:+.3f}) | "
-                     f"{int(at[0]['trainable']):,} | {int(at[0]['optimizer_bytes']) / 1e6:.1f} |")
+        by_lr = {}
+        for row in rows:
+            if row["method"] == method:
+                by_lr.setdefault(row["lr"], []).append(row)
+        lr = max(by_lr, key=lambda lr: statistics.median(float(row["exact_match"]) for row in by_lr[lr]))
+        match = sorted(100 * float(row["exact_match"]) for row in by_lr[lr])
+        half, before, after = (statistics.median(float(row[column] or "inf") for row in by_lr[lr])
+                               for column in ("steps_to_half", "docs_before", "docs_after"))
+        trained, size = int(by_lr[lr][0]["trainable"]), int(by_lr[lr][0]["optimizer_bytes"]) / 1e6
+        lines.append(f"| {method} | {lr} | **{statistics.median(match):.1f} %** | {match[0]:.1f}–{match[-1]:.1f} | "
+                     f"{half:.0f} | {before:.2f} → {after:.2f} | {trained:,} | {size:.1f} MB |")
     return "\n".join(lines)
 
 
@@ -124,8 +125,8 @@ def main():
         sweep(args.what, args.jobs)
         return
     betas, lrs = ([row for row in read() if settings_of(row) in SWEEPS[name]] for name in ("betas", "lr"))
-    print("Exact match, %, by AdamW's betas\n", grid(betas, "betas"), sep="\n")
-    print("\nMedian exact match, % (range of the seeds), by learning rate\n", grid(lrs, "lr"), sep="\n")
+    print("Exact match, %, by AdamW's betas\n", grid(betas, "betas", BETAS), sep="\n")
+    print("\nMedian exact match, % (range of the seeds), by learning rate\n", grid(lrs, "lr", LRS), sep="\n")
     print("\nEach method at its best\n", best(lrs), sep="\n")
 
 
