@@ -63,7 +63,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """Sets A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same function (but dropout)."""
+        """Sets A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same layer but for dropout."""
         self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
         self.linear.weight = self._weight_plus(-self.scale)
 
@@ -122,11 +122,13 @@ def lora_layers(model):
 
 
 def merge_lora(model):
+    """Merges every LoRA layer, in place."""
     for layer in lora_layers(model).values():
         layer.merge()
 
 
 def unmerge_lora(model):
+    """Unmerges every LoRA layer, in place."""
     for layer in lora_layers(model).values():
         layer.unmerge()
 
@@ -249,8 +251,7 @@ def inverse_grams(factors, damping):
 def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions the gradients at the start of every optimizer.step() -> a handle with remove().
 
-    Clipping, before the step, sees the plain gradients. ValueError for a step with a closure, as LBFGS needs
-    it: the closure would compute new gradients inside the step, after the preconditioner.
+    Clipping sees the plain gradients. ValueError for a closure (LBFGS): its new gradients would come after this.
     """
     refusal = "the preconditioner needs an optimizer whose step takes no closure"
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -280,8 +281,7 @@ def adapter_state_dict(model):
 def load_adapter(model, state):
     """Puts a saved adapter on the untouched base model, in place, and freezes everything else -> model.
 
-    LoRA layers already there are replaced, whatever their rank. ValueError if the adapter does not fit the
-    model, or if the base is not untouched: merged, or shifted by LoRA-GA.
+    LoRA layers already there are replaced. ValueError if the adapter does not fit, or the base is not untouched.
     """
     layers, adapters = lora_layers(model), {}
     if any(layer.merged or layer.lora_A0 is not None for layer in layers.values()):
