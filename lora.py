@@ -149,7 +149,7 @@ def lora_plus_groups(model, lr, ratio=16.0):
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     """LoRA-GA (Wang et al., arXiv 2407.05000): starts A and B along the gradient, without changing the model.
 
-    With G = ∂L/∂W0 = U S Vᵀ, averaged over the batches (Algorithm 1):
+    With G = ∂L/∂W0 = U S Vᵀ over all batches (Algorithm 1; their sum has their mean's singular vectors):
         A = c · V[:, :r]ᵀ    B = c · U[:, r:2r]    c = d_out^¼ / √gamma    W0 ← W0 − s·BA
     The first step η then moves W along the best rank-2r approximation of G (Theorem 3.1), to first order by
         −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
@@ -193,11 +193,11 @@ def top_singular_vectors(G, k):
 
 
 def _for_each_gradient(layers, model, batches, loss_fn, use):
-    """Calls use(name, mean ∂L/∂W0 of the batches) for each layer, and leaves the model as it was."""
+    """Calls use(name, Σ ∂L/∂W0 over the batches) for each layer, and leaves the model as it was."""
     weights, sums = {name: layer.linear.weight for name, layer in layers.items()}, {}
 
     def collect(name, W):  # called within backward, once a layer's gradient is there
-        sums[name] = sums.get(name, 0) + W.grad.to(layers[name].lora_A.dtype) / len(batches)
+        sums[name] = sums.get(name, 0) + W.grad.to(layers[name].lora_A.dtype)
         W.grad = None
         if len(batches) == 1:  # nothing to wait for: no two layers' gradients are in memory at once
             use(name, sums.pop(name))

@@ -143,9 +143,9 @@ def test_lora_frozen_weights_do_not_move_in_training():
         assert torch.equal(value, before[name]) == ("lora_" not in name)
 
 
-def test_lora_scale_is_alpha_over_r_or_over_root_r_with_rslora():
+def test_lora_layer_freezes_what_it_wraps_and_scales_by_alpha_over_r_or_root_r():
     linear = nn.Linear(8, 8)
-    assert LoRALinear(linear, 4).scale == 1
+    assert LoRALinear(linear, 4).scale == 1 and not linear.weight.requires_grad and not linear.bias.requires_grad
     assert LoRALinear(linear, 4, alpha=6).scale == 1.5
     assert LoRALinear(linear, 4, alpha=6, rslora=True).scale == 3  # Kalajdzievski 2312.03732
     bound = LoRALinear(nn.Linear(400, 400), 64).lora_A.abs().max().item()
