@@ -30,7 +30,7 @@ TOGGLES = {"init": "kaiming", "lr_ratio": 1.0, "precondition": False, "rslora": 
 DEFAULTS = {"data": "math", "steps": 600, "warmup": 20, "weight_decay": 0.0, "betas": [0.7, 0.8],
             "eval_interval": 100, **TOGGLES}
 PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas for all
-    "full": {"lr": 1e-3},
+    "full": {"lr": 3e-3},
     "lora": {"lr": 1e-2},
     "loraplus": {"lr": 1e-3, "lr_ratio": 16.0},
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True},
