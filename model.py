@@ -105,7 +105,8 @@ class GPT(nn.Module):
 
         idx      (B, T) token ids, T ≤ block_size, else ValueError
         targets  (B, T) the token that follows each position; −1 where the loss should not look
-        returns  logits (B, T, V), and the loss in nats per token (None without targets)
+        returns  logits (B, T, V) and None; with targets, logits (n, V) at the n positions where the loss looks,
+                 row by row, and the loss in nats per token
         """
         T = idx.shape[1]
         if T > self.config.block_size:
@@ -114,10 +115,12 @@ class GPT(nn.Module):
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))  # (B, T, C)
         for block in self.transformer.h:
             x = block(x)
-        logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+        x = self.transformer.ln_f(x)
         if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+            return self.lm_head(x), None
+        looks = targets != -1  # to project the rest onto the vocabulary would cost a tenth of a step of `math`
+        logits = self.lm_head(x[looks])  # (n, V)
+        return logits, F.cross_entropy(logits, targets[looks])
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):

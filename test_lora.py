@@ -626,13 +626,15 @@ def test_gpt_has_hugging_faces_gpt2_parameter_names_and_tied_embeddings():
 
 def test_gpt_is_causal_ignores_targets_of_minus_1_and_names_its_limit():
     model, (idx, targets) = gpt(), tokens()
-    logits, loss = model(idx, targets)
+    logits, loss = model(idx)[0], model(idx, targets)[1]
     torch.testing.assert_close(model(idx[:, :5])[0], logits[:, :5], **EXACT)
     explicit = -torch.log_softmax(logits, -1).gather(2, targets[:, :, None])[:, :, 0]
     torch.testing.assert_close(loss, explicit.mean(), **EXACT)
     targets = targets.clone()
     targets[:, :7] = -1
-    torch.testing.assert_close(model(idx, targets)[1], explicit[:, 7:].mean(), **EXACT)
+    looked_at, loss = model(idx, targets)
+    torch.testing.assert_close(loss, explicit[:, 7:].mean(), **EXACT)
+    torch.testing.assert_close(looked_at, logits[:, 7:].flatten(0, 1), **EXACT)  # where the loss looks, row by row
     with pytest.raises(ValueError, match="17 tokens.*block_size allows 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
 
@@ -684,13 +686,13 @@ class Table(nn.Module):
             question, answer = idx[:looks[0] + 1].tolist(), targets[looks].tolist()
             self.rows.append((question, question + (answer if i % 2 else task.encoding.encode(" 7\n"))))
 
-    def forward(self, idx):
+    def forward(self, idx, targets=None):
         logits = torch.zeros(*idx.shape, 2048)
         for row, tokens in zip(logits, idx.tolist()):
             said = next(said for question, said in self.rows if tokens[:len(question)] == question)
             for position in range(len(tokens)):
                 row[position, said[position + 1] if position + 1 < len(said) else 0] = 1
-        return logits, None
+        return logits if targets is None else logits[targets != -1], None
 
 
 def test_math_exact_match_is_that_of_the_generated_answers():
@@ -782,7 +784,7 @@ def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, fl
         args = train.parse_args(["--method", "full"])
         model = train.build_model(args, "cpu")
         lora.load_adapter(model, torch.load(tmp_path / "o" / "adapter.pt", weights_only=True))
-        assert abs(tasks.load("docs", tokenizer.load(), 32).evaluate(model) - result["source_loss_after"]) < 1e-4
+        assert abs(tasks.load("docs", tokenizer.load(), 32).evaluate(model, 32) - result["source_loss_after"]) < 1e-4
 
 
 class StopAfter(threading.Event):
