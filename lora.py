@@ -29,13 +29,13 @@ class LoRALinear(nn.Module):
         super().__init__()
         d_out, d_in = linear.weight.shape
         _check_rank(rank, min(d_out, d_in), "this layer")
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bf16 would round small steps away
-        options = dict(device=linear.weight.device, dtype=dtype)
+        # At least float32: bfloat16 would round small steps away.
+        options = dict(device=linear.weight.device, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         self.linear = linear.requires_grad_(False)
         self.lora_A = nn.Parameter(torch.empty(rank, d_in, **options))
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **options))  # zero: training starts from W0
         nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
-        self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
+        self.rslora, self.scale = rslora, (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
         self.dropout = nn.Dropout(dropout).train(linear.training)
         self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
         self.register_buffer("lora_B0", None)
@@ -102,8 +102,7 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
     """
     if layers := lora_layers(model):
         raise ValueError(f"apply_lora needs a model without LoRA: {next(iter(layers))} already carries it")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = {}
+    linears, chosen = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}, {}
     for target in targets or [""]:  # "" matches nothing
         matches = {name: linear for name, linear in linears.items() if f".{name}".endswith(f".{target}")}
         if not matches:
@@ -141,8 +140,7 @@ def lora_plus_groups(model, lr, ratio=16.0):
     With one rate for both, what the model learns through B vanishes as it grows wider (theory: λ = Θ(width);
     16 is experience). Other trainable parameters form a third group, at lr. Ratio 1 is LoRA. -> list[dict]
     """
-    A = [layer.lora_A for layer in lora_layers(model).values()]
-    B = [layer.lora_B for layer in lora_layers(model).values()]
+    A, B = ([getattr(layer, factor) for layer in lora_layers(model).values()] for factor in ("lora_A", "lora_B"))
     others = [p for p in model.parameters() if p.requires_grad and p not in set(A + B)]
     groups = [{"params": A, "lr": lr}, {"params": B, "lr": ratio * lr}, {"params": others, "lr": lr}]
     return [group for group in groups if group["params"]]
@@ -185,26 +183,28 @@ def truncated_svd(G, k):
     Exact up to 512 wide; beyond, a randomised sketch (Halko et al., arXiv 0909.4061), many times faster, which
     costs LoRA-GA's first step less than 1 % of its cosine unless the gradient is white noise (test_lora.py).
     """
-    if min(G.shape) > max(512, 4 * k + 64):
-        return torch.svd_lowrank(G, q=2 * k + 32, niter=2)
+    if min(G.shape) > max(512, 2 * k):
+        return torch.svd_lowrank(G, q=2 * k, niter=3)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     return U, S, Vh.T
 
 
 def _for_each_gradient(layers, model, batches, loss_fn, use):
-    """Calls use(name, Σ ∂L/∂W0 over the batches) for each layer, and leaves the model as it was.
+    """Calls use(name, Σ ∂L/∂W0 over the batches) layer by layer, and leaves the model as it was.
 
-    One layer's gradient is in memory at a time; the earlier batches' sum is kept as its truncated SVD.
+    One gradient is in memory at a time; the sum over earlier batches is kept as its truncated SVD.
     """
     weights, sums = {name: layer.linear.weight for name, layer in layers.items()}, {}
 
     def collect(name, W):  # called within backward, once a layer's gradient is there
         G, W.grad = W.grad.to(layers[name].lora_A.dtype), None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(G)  # every process has its share of the batch
         if name in sums:
             G.addmm_(*sums.pop(name))
         if done == len(batches) - 1:
             return use(name, G)
-        U, S, V = truncated_svd(G, 2 * len(layers[name].lora_A))
+        U, S, V = truncated_svd(G, 4 * len(layers[name].lora_A))
         sums[name] = U * S, V.T
 
     try:
@@ -272,9 +272,9 @@ def adapter_state_dict(model):
     """
     state = {}
     for name, layer in lora_layers(model).items():
-        for part, value in zip(("lora_A", "lora_B"), layer.factors()):
+        values = (*layer.factors(), torch.tensor(layer.scale, dtype=torch.float64))
+        for part, value in zip(("lora_A", "lora_B", "scale"), values):
             state[f"{name}.{part}"] = value.detach().to("cpu", copy=True)
-        state[f"{name}.scale"] = torch.tensor(layer.scale, dtype=torch.float64)
     return state
 
 

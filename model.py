@@ -122,13 +122,17 @@ class GPT(nn.Module):
         logits = self.lm_head(x[looks])  # (n, V)
         return logits, F.cross_entropy(logits, targets[looks])
 
-    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
         """Continues idx (B, T) by max_new_tokens tokens -> (B, T + max_new_tokens).
 
         temperature 0 takes the likeliest token each time; top_k samples among the k likeliest. The samples
         are drawn from a generator of their own: the same seed gives the same text, and no other randomness moves.
         """
+        return torch.cat((idx, *self.stream(idx, max_new_tokens, temperature, top_k, seed)), dim=1)
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
+        """What `generate` appends to idx, one token (B, 1) at a time, as soon as it is there."""
         generator = torch.Generator(idx.device).manual_seed(seed)
         was_training = self.training
         self.eval()
@@ -143,5 +147,7 @@ class GPT(nn.Module):
                 probabilities = torch.softmax(logits / temperature, dim=-1)
                 token = torch.multinomial(probabilities, 1, generator=generator)
             idx = torch.cat((idx, token), dim=1)
+            self.train(was_training)
+            yield token
+            self.eval()
         self.train(was_training)
-        return idx

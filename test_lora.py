@@ -18,7 +18,8 @@ import torch.nn as nn
 
 import lora
 import train
-from data import corpora, tasks, tokenizer
+from data import base, corpora, tasks, tokenizer
+from data.files import replace_file
 from lora import LoRALinear, apply_lora, lora_ga_init, lora_layers, lora_plus_groups, precondition_gradients
 from model import GPT, GPTConfig
 
@@ -675,12 +676,12 @@ def test_math_holds_out_500_questions_that_never_occur_in_training():
     assert torch.equal(idx, again) and not torch.equal(idx, other) and not torch.equal(idx, next_step)
 
 
-class Table(nn.Module):
+class Table(GPT):
     """A model that answers every second question of a task right, from a table, and the others with 7."""
 
     def __init__(self, task):
-        super().__init__()
-        self.weight, self.rows, self.config = nn.Parameter(torch.zeros(1)), [], GPTConfig(128, 2048)
+        super().__init__(GPTConfig(128, 2048, 1, 1, 1))
+        self.rows = []
         for i, (idx, targets) in enumerate(zip(*task.val)):
             looks = (targets != -1).nonzero()[:, 0].tolist()
             question, answer = idx[:looks[0] + 1].tolist(), targets[looks].tolist()
@@ -700,7 +701,7 @@ def test_math_exact_match_is_that_of_the_generated_answers():
     task.val = tuple(part[:40] for part in task.val)
     model, right = Table(task), 0
     for question, _ in model.rows:
-        text = task.encoding.decode(GPT.generate(model, torch.tensor([question]), 5, temperature=0)[0].tolist())
+        text = task.encoding.decode(model.generate(torch.tensor([question]), 5, temperature=0)[0].tolist())
         a, b, answer = re.match(r"What is (\d+) plus (\d+)\? (\d+)\n", text).groups()
         right += int(a) + int(b) == int(answer)
     assert task.evaluate(model) == right / 40 == 0.5
@@ -733,7 +734,7 @@ def test_docs_and_code_are_split_by_file_and_docs_hold_no_code():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(RuntimeError), corpora.replace_file(tmp_path / "file") as file:
+    with pytest.raises(RuntimeError), replace_file(tmp_path / "file") as file:
         file.write(b"new")
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -745,8 +746,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def tiny(tmp_path, monkeypatch):
     """A function that runs train.train on a tiny base model in a directory of its own."""
     model = gpt(torch.float32, block_size=32, vocab_size=2048, n_embd=32)
-    train.save(tmp_path / "base.pt", train.base_file(model))
-    monkeypatch.setattr(train, "BASE", tmp_path / "base.pt")
+    train.save(tmp_path / "base.pt", base.contents(model))
+    monkeypatch.setattr(base, "PATH", tmp_path / "base.pt")
     monkeypatch.chdir(tmp_path)
     load = tasks.load
 
@@ -758,7 +759,8 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "load", short)
 
     def run(*flags, interrupted=threading.Event()):
-        return train.train(train.parse_args(["--rank", "4", "--batch_size", "8", "--warmup", "2", "--device", "cpu", *flags]),
+        return train.train(train.parse_args(["--rank", "4", "--batch_size", "8", "--warmup", "2", "--block_size", "32",
+                                             "--device", "cpu", *flags]),
                            interrupted)
 
     return run
@@ -779,7 +781,7 @@ def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, fl
     assert {"method", "task", "rank", "seed", "steps", "metric_name", "metric_before", "metric_after", "versions", "settings",
             "source_loss_before", "source_loss_after", "trainable_params", "seconds"} <= result.keys()
     weights = "model.pt" if flags[1] in ("full", "pretrain") else "adapter.pt"
-    assert {path.name for path in (tmp_path / "o").iterdir()} == {"log.csv", "result.json", "ckpt.pt", weights}
+    assert {path.name for path in (tmp_path / "o").glob("[!.]*")} == {"log.csv", "result.json", "ckpt.pt", weights}
     if weights == "adapter.pt":  # the adapter file, on the untouched base, is the trained model
         args = train.parse_args(["--method", "full"])
         model = train.build_model(args, "cpu")
@@ -893,7 +895,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
         "--method loraga --rank 129": "allowed are 1 to 128", "--lr abc": "argument --lr: invalid float value: 'abc'",
         "--dropout 1": "1 is not allowed: at least 0 and below 1", "--device abacus": "--device abacus is not",
         "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
-        "--grad_accum 3": "--grad_accum 3 must divide --batch_size 32",
+        "--grad_accum 3": "--batch_size 32 must be a multiple of --grad_accum 3",
         f"--data {tmp_path}/short.txt": "too short", f"--data {tmp_path}": "is neither",
         "--targets q_proj": "target 'q_proj' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head",
         f"--resume --out_dir {tmp_path}/none": f"{tmp_path}/none/ckpt.pt is missing, damaged or not",

@@ -1,30 +1,29 @@
 """Fine-tunes a small GPT with LoRA, LoRA+, LoRA-GA, the Riemannian preconditioner, or all of its weights.
 
     python train.py --method loraga --rank 8          on two-digit addition, the default task
-    python train.py --method lora --data notes.txt    on any text
+    python train.py --data notes.txt --init_from gpt2 on any text, from GPT-2's weights
+    torchrun --nproc_per_node=4 train.py              the same run, its batches split over four processes
     python train.py --help                            every flag
-
-A method is a preset of independent toggles; a toggle that is given overrides its method's.
 """
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import threading
 import time
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+import huggingface
 import lora
-from data import tasks, tokenizer
-from data.corpora import replace_file
+from data import base, tasks, tokenizer
+from data.files import PROCESSES, RANK, load_file, lock, replace_file, save
 from model import GPT, GPTConfig
 
-BASE = Path(__file__).with_name("data") / "base.pt"
 GA_BATCHES = 4  # LoRA-GA averages its gradient over the first batches of the run
 SOURCE_WINDOWS = 32  # enough to see forgetting, which is a matter of tenths of nats, and quick
 TOGGLES = {"init": "kaiming", "lr_ratio": 1.0, "precondition": False, "rslora": False}
@@ -59,7 +58,8 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
     add, targets = parser.add_argument, ["c_attn", "c_proj", "c_fc"]
-    add("--method", choices=PRESETS, default="lora", help="what to train: a preset of the toggles (lora)")
+    add("--method", choices=PRESETS, default="lora", help="what to train: a preset of toggles, which their own flags override (lora)")
+    add("--init_from", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a checkpoint's path or URL (the shipped base)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
     add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank)")
@@ -79,14 +79,17 @@ def build_parser():
     add("--warmup", type=natural, help="steps over which the learning rate rises from 0 (20)")
     add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm, 0 for any (1)")
     add("--batch_size", type=count, help="sequences in a step (32 questions or 16 windows)")
+    add("--block_size", type=count, default=128, help="tokens in a window of text (128)")
     add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
     add("--steps", type=count, help="optimizer steps (600)")
     add("--seed", type=natural, default=0, help="the seed of the factors, the batches and the dropout (0)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="what to compute in (float32)")
+    add("--dtype", choices=["float32", "bfloat16"], help="what to compute in (bfloat16 on GPUs that have it)")
+    add("--base_dtype", choices=["float32", "bfloat16"], help="what to keep the frozen weights in (float32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto: the first GPU, else the CPU)")
     add("--compile", action="store_true", help="compile the model: a slower start, faster steps")
     add("--out_dir", help="where the files go (out/<task>-<method>-r<rank>)")
     add("--eval_interval", type=count, help="steps from one evaluation and checkpoint to the next (300)")
+    add("--export", choices=["peft"], help="write the adapter in PEFT's format as well")
     add("--resume", action="store_true", help="continue from the checkpoint in the out directory")
     add("--overwrite", action="store_true", help="replace a different experiment in the out directory")
     return parser
@@ -96,15 +99,18 @@ def parse_args(argv=None):
     """The command line -> the argparse.Namespace that `train` takes, with the method's preset filled in."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    given = [name for name in TOGGLES if getattr(args, name) is not None]
+    given = [name for name in (*TOGGLES, "export", "base_dtype") if getattr(args, name) is not None]
     if args.method in WITHOUT_ADAPTER and given:
         parser.error(f"--{given[0]} needs an adapter, which --method {args.method} does not have")
     for name, value in {**DEFAULTS, **PRESETS[args.method]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
     args.batch_size = args.batch_size or (32 if args.data == "math" else 16)
-    if args.batch_size % args.grad_accum:
-        parser.error(f"--grad_accum {args.grad_accum} must divide --batch_size {args.batch_size}")
+    if args.batch_size % (args.grad_accum * PROCESSES):
+        parser.error(f"--batch_size {args.batch_size} must be a multiple of --grad_accum {args.grad_accum}"
+                     + f" times {PROCESSES} processes" * (PROCESSES > 1))
     rank = "" if args.method in WITHOUT_ADAPTER else f"-r{args.rank}"
     args.out_dir = args.out_dir or f"out/{Path(args.data).stem}-{args.method}{rank}"
     return args
@@ -114,22 +120,14 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name).device
     except (RuntimeError, AssertionError):  # torch's answers to devices that it does not know or find
         raise ValueError(f"--device {name} is not on this machine: try --device auto") from None
 
 
-def load_file(path):
-    """The dict that `save` wrote; ValueError if it cannot be read or holds more than plain data."""
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception:  # torch raises many kinds, of many lines, for a damaged file
-        raise ValueError(f"{path} is missing, damaged or not a checkpoint") from None
-
-
 def experiment(args):
     """The settings that make two runs the same experiment."""
-    other = ("out_dir", "resume", "overwrite", "device", "compile")
+    other = ("out_dir", "resume", "overwrite", "device", "compile", "export")
     return {name: value for name, value in vars(args).items() if name not in other}
 
 
@@ -147,22 +145,20 @@ def find_checkpoint(args):
 
 
 def build_model(args, device):
-    """A fresh GPT to pretrain, or the shipped base with an adapter on it unless all of it is to train."""
+    """A fresh GPT to pretrain, or the base with an adapter on it unless all of it is to train."""
     torch.manual_seed(args.seed)
-    if args.method == "pretrain":
+    if args.method == "pretrain" and not args.init_from:
         return GPT(GPTConfig(block_size=128, vocab_size=2048, n_layer=4, n_head=4, n_embd=256)).to(device)
-    base = load_file(BASE)
-    model = GPT(GPTConfig(**base["config"])).to(device)
-    model.load_state_dict(base["model"], strict=False)  # without lm_head, which is tied to wte
-    if args.method != "full":
+    model = base.load(args.init_from).to(device, getattr(torch, args.base_dtype or "float32"))
+    if args.method not in WITHOUT_ADAPTER:
         lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
     return model
 
 
 def build_optimizer(args, model):
-    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio)
-    groups = [group | {"peak_lr": group["lr"]} for group in groups]
-    optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay)
+    groups = [group | {"peak_lr": group["lr"]} for group in lora.lora_plus_groups(model, args.lr, args.lr_ratio)]
+    optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay,
+                                  fused=next(model.parameters()).is_cuda)
     if args.precondition:
         lora.attach_preconditioner(optimizer, model, args.damping)
     return optimizer
@@ -192,11 +188,6 @@ def resume(args, model, checkpoint):
         raise ValueError(f"{args.out_dir}/ckpt.pt does not fit the model of these flags") from None
 
 
-def save(path, value):
-    with replace_file(path) as file:
-        torch.save(value, file)
-
-
 def save_checkpoint(args, model, optimizer, task, progress):
     """Writes ckpt.pt, from which --resume goes on, and log.csv."""
     save(Path(args.out_dir) / "ckpt.pt", {
@@ -209,20 +200,29 @@ def save_checkpoint(args, model, optimizer, task, progress):
 
 def lr_factor(step, args):
     """The share of the peak learning rate at a step (from 0): a linear rise, then half a cosine down to 0."""
-    if step < args.warmup:
-        return (step + 1) / args.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - args.warmup) / (args.steps - args.warmup)))
+    decay = 0.5 * (1 + math.cos(math.pi * (step - args.warmup) / max(1, args.steps - args.warmup)))
+    return (step + 1) / args.warmup if step < args.warmup else decay
+
+
+def shares(idx, targets, count):
+    """This process's `count` parts of a batch -> (idx, targets, share of the batch's targets), one by one."""
+    parts = zip(idx.chunk(count * PROCESSES), targets.chunk(count * PROCESSES))
+    for part, labels in list(parts)[RANK::PROCESSES]:
+        yield part, labels, (labels != -1).sum().item() / (targets != -1).sum().item()
 
 
 def train_step(args, model, optimizer, idx, targets, step):
     """One optimizer step on a batch -> its loss; ValueError if that or the new weights are not finite."""
     model.train()
-    loss, tokens = 0.0, (targets != -1).sum().item()
-    for part, labels in zip(idx.chunk(args.grad_accum), targets.chunk(args.grad_accum)):
+    loss = 0.0
+    for part, labels, share in shares(idx, targets, args.grad_accum):
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            part_loss = model(part, labels)[1] * ((labels != -1).sum().item() / tokens)
-        part_loss.backward()  # each part counts by its share of the tokens
-        loss += part_loss.item()
+            part_loss = model(part, labels)[1] * share
+        (part_loss * PROCESSES).backward()  # DistributedDataParallel divides the processes' sum by that
+        loss = loss + part_loss.detach()
+    if PROCESSES > 1:
+        dist.all_reduce(loss)
+    loss = loss.item()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
     for group in optimizer.param_groups:
@@ -238,28 +238,37 @@ def train_step(args, model, optimizer, idx, targets, step):
 def train(args, interrupted=threading.Event()):
     """Runs the experiment that `parse_args` describes -> what <out_dir>/result.json holds, a dict.
 
-    Once `interrupted` is set, it saves a checkpoint and raises KeyboardInterrupt; what the user can mend is a
-    ValueError or an OSError of one sentence.
+    Once `interrupted` is set, it saves a checkpoint and raises KeyboardInterrupt. Its ValueErrors are one sentence.
     """
     start, device, checkpoint = time.perf_counter(), pick_device(args.device), find_checkpoint(args)
+    if PROCESSES > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK:
+        dist.barrier()  # process 0 goes first: it downloads, and cuts into tokens, what the others then find
     model = build_model(args, device)
     print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
-    task = tasks.load(args.data, tokenizer.load(), model.config.block_size)
-    source = tasks.load("docs", tokenizer.load(), model.config.block_size)
-
-    def batch(step):
-        return [part.to(device) for part in task.batch(args.seed, step, args.batch_size)]
-
+    encoding = tokenizer.load("gpt2" if args.init_from else "nanolora")
+    if args.block_size > model.config.block_size or encoding.n_vocab > model.config.vocab_size:
+        raise ValueError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} tokens exceed this "
+                         f"model's {model.config.block_size} and {model.config.vocab_size}")
+    task = tasks.load(args.data, encoding, args.block_size)
+    source = tasks.load("docs", encoding, args.block_size)
+    if PROCESSES > 1 and not RANK:
+        dist.barrier()
+    batch = lambda step: [part.to(device) for part in task.batch(args.seed, step, args.batch_size)]
     if checkpoint:
         optimizer, progress = resume(args, model, checkpoint)
     else:
         progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": task.evaluate(model),
                     "source_loss_before": source.evaluate(model, SOURCE_WINDOWS)}
         if args.init == "ga":
-            lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), lambda model, b: model(*b)[1], args.gamma)
+            lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), gamma=args.gamma, loss_fn=lambda model, batch: sum(
+                model(part, labels)[1] * share for part, labels, share in shares(*batch, count=1)))
         optimizer = build_optimizer(args, model)
-        save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
-    forward, first, log = torch.compile(model) if args.compile else model, progress["step"], progress["log"]
+    locked = lock(args.out_dir)  # noqa: F841: until this function returns
+    save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
+    forward = torch.nn.parallel.DistributedDataParallel(model) if PROCESSES > 1 else model
+    forward, first, log = torch.compile(forward) if args.compile else forward, progress["step"], progress["log"]
     spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
     for step in range(first, args.steps):
         began = time.perf_counter()
@@ -270,7 +279,7 @@ def train(args, interrupted=threading.Event()):
         line = "step {:>5}/{}  loss {:.4f}  lr {:.1e}  {:4.0f} ms/step".format(step + 1, args.steps, *log[-1][1:4])
         if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
             log[-1][-1] = task.evaluate(model)
-            line += f"  {task.metric} {in_words(task, log[-1][-1])}"
+            line += f"  {task.metric} {task.in_words(log[-1][-1])}"
         if (stop := interrupted.is_set()) or due:
             save_checkpoint(args, model, optimizer, task, progress)
         if due or now - shown > 5:
@@ -281,20 +290,9 @@ def train(args, interrupted=threading.Event()):
     return finish(args, model, optimizer, task, source, progress)
 
 
-def in_words(task, value):
-    return f"{value:.1%}" if task.metric == "exact match" else f"{value:.3f}, {task.bits_per_byte(value):.3f} bpb"
-
-
-def base_file(model):
-    """The contents of data/base.pt for a model: its shape, and its weights in half precision."""
-    weights = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    return {"config": vars(model.config), "model": weights}
-
-
 def finish(args, model, optimizer, task, source, progress):
     """The files and the table of a finished run -> result, a dict."""
     adapted, directory, log = args.method not in WITHOUT_ADAPTER, Path(args.out_dir), progress["log"]
-    packages = {name: version(name) for name in ("torch", "numpy", "tiktoken")}
     result = {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
         "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"], "metric_name": task.metric,
@@ -304,10 +302,12 @@ def finish(args, model, optimizer, task, source, progress):
         "total_params": sum(p.numel() for p in model.parameters()),
         "optimizer_bytes": sum(value.nbytes for state in optimizer.state.values() for value in state.values()),
         "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
-        "versions": {"python": sys.version.split()[0], **packages},
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "processes": PROCESSES},
     }
-    weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base_file(model))
+    weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base.contents(model))
     save(directory / weights[0], weights[1])
+    if args.export:
+        huggingface.export_peft(model, directory / "peft")
     with replace_file(directory / "result.json") as file:
         file.write(json.dumps(result, indent=1).encode())
     report(args, model, task, result)
@@ -316,35 +316,34 @@ def finish(args, model, optimizer, task, source, progress):
 
 def report(args, model, task, result):
     """Prints what a run learned, forgot, trained and cost, and what to try next."""
-    before, after = result["source_loss_before"], result["source_loss_after"]
-    trained, total = result["trainable_params"], result["total_params"]
-    learned = [in_words(task, result[f"metric_{when}"]) for when in ("before", "after")]
-    rows = [("", "", "before", "after"), ("learned", f"{task.metric} on {result['task']}", *learned),
+    before, after, trained = (result[key] for key in ("source_loss_before", "source_loss_after", "trainable_params"))
+    rows = [("", "", "before", "after"),
+            ("learned", f"{task.metric} on {result['task']}", *map(task.in_words, (result["metric_before"], result["metric_after"]))),
             ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
-            ("trained", "parameters", "", f"{trained:,} ({trained / total:.1%})"),
+            ("trained", "parameters", "", f"{trained:,} ({trained / result['total_params']:.1%})"),
             ("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"),
             ("", "time", "", f"{result['seconds']:.0f} s")]
     print("", *("{:9}{:26}{:>24}{:>26}".format(*row) for row in rows), sep="\n")
     print("\nsamples", *task.samples(model), sep="\n  ")
-    print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("*.*"))), sep="\n  ")
+    print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
     print("\nnext\n  another --method or --rank, --precondition or --lr_ratio 4 on top, --data your_own.txt")
 
 
 def main():
     interrupted = threading.Event()
-
-    def on_interrupt(*_):  # the first Ctrl-C stops the run after its step, a second one at once
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    warnings.filterwarnings("ignore", "Detected pickle protocol")  # load_file says what there is to say
+    on_interrupt = lambda *_: interrupted.set() or signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, on_interrupt)  # the first Ctrl-C stops the run after its step, a second one at once
+    sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     try:
         train(parse_args(), interrupted)
     except KeyboardInterrupt as stop:
         sys.exit(f"train.py: {stop or 'stopped at once, without another checkpoint'}")
     except (ValueError, OSError) as error:
         build_parser().error(error)
+    except RuntimeError as error:
+        if PROCESSES == 1:
+            raise
+        build_parser().error(f"process {RANK} lost the others: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 import contextlib
 import hashlib
 import importlib.util
-import os
 import platform
 import re
 import sysconfig
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.files import replace_file
+
 CACHE = Path(__file__).with_name("cache")
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
@@ -26,22 +27,6 @@ TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 NOT_CODE = re.compile(r'^[ \t]*(?:[rRuU]?("""|\'\'\').*?\1|#[^\n]*)[ \t]*\n|("""|\'\'\').*?\2', re.DOTALL | re.MULTILINE)
 PLAIN_WORD = re.compile(r"[(\"'`]*[A-Za-z][a-z'-]*[`)\"'.,;:?!]*")
 NOT_LIBRARY = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}
-
-
-@contextlib.contextmanager
-def replace_file(path):
-    """Opens a temporary file beside `path` for writing bytes; renamed to `path` only if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def python_files(package):

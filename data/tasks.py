@@ -2,6 +2,7 @@
 
     batch(seed, step, size) -> (idx, targets)    two (size, T) int64 tensors, targets −1 where no loss looks
     evaluate(model) -> float                     the metric, without dropout; its name is in `metric`
+    in_words(metric) -> str                      the metric with its unit
     samples(model) -> list[str]                  a few answers to look at
 """
 import math
@@ -56,6 +57,9 @@ class Addition:
             right += (~wrong.any(dim=1)).sum().item()
         return right / len(idx)
 
+    def in_words(self, metric):
+        return f"{metric:.1%}"
+
     def samples(self, model, count=3):
         """The first held-out questions with the model's greedy answers."""
         lines = []
@@ -103,6 +107,9 @@ class Text:
         """The same loss in a unit that does not depend on the vocabulary."""
         tokens = self.val[:1_000_000].tolist()
         return nats_per_token / math.log(2) * len(tokens) / len(self.encoding.decode_bytes(tokens))
+
+    def in_words(self, metric):
+        return f"{metric:.3f}, {self.bits_per_byte(metric):.3f} bpb"
 
     def samples(self, model, count=3):
         """Three continuations of validation text."""

@@ -1,0 +1,216 @@
+"""GPT-2's weights in, PEFT adapters in and out, merged checkpoints out; `transformers` is not needed for any of it.
+
+    model = load_gpt2("gpt2")                 # or a path or a URL of pytorch_model.bin or model.safetensors
+    export_peft(model, "my_adapter")          # of a model with LoRA; PeftModel.from_pretrained(hf_gpt2, "my_adapter")
+    load_peft(load_gpt2("gpt2"), "my_adapter")
+    merge_and_save(model, "my_model")         # AutoModelForCausalLM.from_pretrained("my_model")
+
+    python huggingface.py export OUT_DIR      # a run's adapter.pt as a PEFT adapter, in OUT_DIR/peft
+    python huggingface.py merge OUT_DIR       # its model with the adapter merged in, in OUT_DIR/merged
+
+A checkpoint is a dict of tensors, as model.pt here, with config.json beside it. HF's GPT-2 keeps its linear layers
+as Conv1D: their weights are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model.safetensors
+(or .bin), "base_model.model.<layer>.lora_A.weight" (r, d_in) and "….lora_B.weight" (d_out, r), and
+adapter_config.json, which holds r, lora_alpha and use_rslora: s = lora_alpha/r, or lora_alpha/√r.
+"""
+import argparse
+import importlib.util
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+import lora
+from data.files import replace_file
+from model import GPT, GPTConfig
+
+NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+REPOSITORY = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+OTHER_START = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these move the base weights as well
+
+
+def load_gpt2(name_path_or_url):
+    """A GPT with GPT-2's weights, in float32 on the CPU.
+
+    name_path_or_url  gpt2, gpt2-medium, gpt2-large or gpt2-xl; or a path or a URL of a checkpoint whose
+                      config.json is beside it. What is downloaded stays in torch.hub's cache.
+    Raises ValueError for files that are damaged or no GPT-2, OSError for missing ones and failed downloads.
+    """
+    path = _fetch(name_path_or_url)
+    config = _read_json(path.with_name("config.json"))
+    try:
+        if config.get("model_type", "gpt2") != "gpt2" or config.get("activation_function", "gelu_new") != "gelu_new":
+            raise KeyError
+        config = GPTConfig(config["n_positions"], config["vocab_size"], config["n_layer"], config["n_head"], config["n_embd"])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path.with_name('config.json')} does not describe a GPT-2") from None
+    state = {}
+    for name, value in _read_tensors(path).items():
+        name = "transformer." + name.removeprefix("transformer.")
+        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks, and the tied output
+            state[name] = value.T if name.endswith(CONV1D) else value
+    with torch.device("meta"):
+        model = GPT(config)
+    expected = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    for name in sorted(expected.keys() | state.keys()):
+        theirs = tuple(state[name].shape) if name in state else "missing"
+        if name not in expected or theirs != expected[name]:
+            raise ValueError(f"{path} is not the GPT-2 of its config.json: {name} is {theirs}, "
+                             f"expected {tuple(expected.get(name, ())) or 'nothing of that name'}")
+    model.to_empty(device="cpu")
+    model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    model.lm_head.weight = model.transformer.wte.weight
+    return model
+
+
+def _fetch(name_path_or_url):
+    """The local path of a checkpoint, downloaded with its config.json if it is a name or a URL."""
+    url = REPOSITORY.format(name_path_or_url) if name_path_or_url in NAMES else str(name_path_or_url)
+    if "://" not in url:
+        return Path(url)
+    where = re.sub(r"\W+", "-", urlsplit(url).netloc + urlsplit(url).path.rpartition("/")[0]).strip("-")
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / where
+    for file in ("config.json", url.rpartition("/")[2]):
+        source = url.rpartition("/")[0] + "/" + file
+        if not (folder / file).exists() or url.startswith("file:"):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(source, str(folder / file))
+            except OSError as error:
+                raise OSError(f"{source} could not be downloaded ({error}): fetch it by hand and put it into "
+                              f"{folder}") from None
+    return folder / file
+
+
+def _read_tensors(path):
+    """The dict of tensors in a .safetensors or a PyTorch file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            return load_file(path)
+        return {name: value for name, value in torch.load(path, map_location="cpu", weights_only=True).items()
+                if isinstance(value, torch.Tensor)}
+    except ImportError:
+        raise ValueError(f"{path} needs a package to read it: pip install safetensors") from None
+    except Exception:  # torch and safetensors raise many kinds for a damaged file
+        raise ValueError(f"{path} is damaged or not a checkpoint") from None
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is missing or damaged") from None
+
+
+def _write(directory, files, tensors, config_file, config):
+    """The tensors, in files[0] with safetensors and in files[1] without that package; and a config."""
+    directory = Path(directory)
+    safe = importlib.util.find_spec("safetensors") is not None
+    with replace_file(directory / files[0 if safe else 1]) as file:
+        if safe:
+            from safetensors.torch import save
+            file.write(save(tensors, metadata={"format": "pt"}))
+        else:
+            torch.save(tensors, file)
+    with replace_file(directory / config_file) as file:
+        file.write(json.dumps(config, indent=2).encode())
+
+
+def export_peft(model, directory):
+    """Writes the model's adapter as PEFT does, for the untouched base; after LoRA-GA its rank is 2r."""
+    layers = lora.lora_layers(model)
+    if not layers:
+        raise ValueError("this model carries no LoRA to export")
+    tensors, ranks, alphas = {}, {}, {}
+    for name, layer in layers.items():
+        A, B = layer.factors()
+        for part, value in (("lora_A", A), ("lora_B", B)):
+            tensors[f"base_model.model.{name}.{part}.weight"] = value.detach().cpu().contiguous()
+        ranks[name], alphas[name] = len(A), layer.scale * len(A) ** (0.5 if layer.rslora else 1)
+    [rslora], first = {layer.rslora for layer in layers.values()}, next(iter(layers))
+    _write(directory, ("adapter_model.safetensors", "adapter_model.bin"), tensors, "adapter_config.json", {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
+        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": rslora, "lora_dropout": 0.0, "bias": "none",
+        "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
+        "target_modules": _short_names(model, layers), "fan_in_fan_out": True,  # of HF's Conv1D
+    })
+
+
+def _short_names(model, layers):
+    """["c_attn", ...] if the adapted layers are all that are so called, else their full names."""
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    named = {name for name, module in model.named_modules() if name.rpartition(".")[2] in short
+             and isinstance(module, (torch.nn.Linear, lora.LoRALinear))}
+    return short if named == layers.keys() else sorted(layers)
+
+
+def load_peft(model, directory):
+    """Puts a PEFT adapter on the untouched base model, in place -> model; ValueError if it is not plain LoRA."""
+    directory = Path(directory)
+    config = _read_json(directory / "adapter_config.json")
+    unread = [key for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters") if config.get(key)]
+    if config.get("peft_type") != "LORA" or unread or str(config.get("init_lora_weights")).startswith(OTHER_START):
+        raise ValueError(f"{directory} holds no plain LoRA adapter: {', '.join(unread) or 'its type or its start differs'}")
+    file = next((directory / f for f in ("adapter_model.safetensors", "adapter_model.bin") if (directory / f).exists()),
+                directory / "adapter_model.safetensors")
+    state = {}
+    for key, value in _read_tensors(file).items():
+        name, part = re.fullmatch(r"(?:base_model\.model\.)?(.*?)(?:\.(lora_[AB])\.weight)?", key).groups()
+        if part is None:
+            raise ValueError(f"{file} holds {key}, which is not of plain LoRA")
+        state[f"{name}.{part}"] = value
+        if part == "lora_A":
+            alpha = next((alpha for pattern, alpha in (config.get("alpha_pattern") or {}).items()
+                          if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 8))
+            state[f"{name}.scale"] = torch.tensor(alpha / len(value) ** (0.5 if config.get("use_rslora") else 1))
+    lora.load_adapter(model, state)
+    for layer in lora.lora_layers(model).values():
+        layer.rslora = bool(config.get("use_rslora"))
+    return model
+
+
+def merge_and_save(model, directory):
+    """Writes the model as HF's GPT-2, adapters merged in, without a trace of LoRA; the model stays as it was."""
+    layers, state, config = lora.lora_layers(model), {}, model.config
+    unmerged = [layer for layer in layers.values() if not layer.merged]
+    lora.merge_lora(model)
+    for name, value in model.state_dict().items():
+        if not re.search(r"\.(lora_[AB]0?|unmerged_weight)$|^lm_head\.weight$", name):
+            name = name.replace(".linear.", ".")
+            state[name] = (value.T if name.endswith(CONV1D) else value).detach().cpu().clone().contiguous()
+    for layer in unmerged:
+        layer.unmerge()
+    _write(directory, ("model.safetensors", "pytorch_model.bin"), state, "config.json", {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
+        "vocab_size": config.vocab_size, "n_positions": config.block_size, "n_embd": config.n_embd,
+        "n_layer": config.n_layer, "n_head": config.n_head, "tie_word_embeddings": "lm_head" not in layers})
+
+
+def main():
+    from data import base
+    from sample import load_run
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["export", "merge"])
+    parser.add_argument("out_dir", type=Path, help="a finished run's directory")
+    args = parser.parse_args()
+    try:
+        settings, state = load_run(args.out_dir)
+        model = lora.load_adapter(base.load(settings["init_from"]), state)
+        for layer in lora.lora_layers(model).values():
+            layer.rslora = settings["rslora"]
+        directory = args.out_dir / {"export": "peft", "merge": "merged"}[args.what]
+        (export_peft if args.what == "export" else merge_and_save)(model, directory)
+        print(f"wrote {directory}")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"huggingface.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
