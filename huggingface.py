@@ -5,25 +5,23 @@
     load_peft(load_gpt2("gpt2"), "my_adapter")
     merge_and_save(model, "my_model")         # AutoModelForCausalLM.from_pretrained("my_model")
 
-    python huggingface.py export OUT_DIR      # a run's adapter.pt as a PEFT adapter, in OUT_DIR/peft
-    python huggingface.py merge OUT_DIR       # its model with the adapter merged in, in OUT_DIR/merged
+    python huggingface.py export OUT_DIR      # a run's adapter as PEFT's, in OUT_DIR/peft; or `merge`, in OUT_DIR/merged
 
-A checkpoint is a dict of tensors, as model.pt here, with config.json beside it. HF's GPT-2 keeps its linear layers
-as Conv1D: their weights are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model.safetensors
-(or .bin), "base_model.model.<layer>.lora_A.weight" (r, d_in) and "….lora_B.weight" (d_out, r), and
-adapter_config.json, which holds r, lora_alpha and use_rslora: s = lora_alpha/r, or lora_alpha/√r.
+A checkpoint is a dict of tensors with config.json beside it. HF's GPT-2 keeps its linear layers as Conv1D: weights
+are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model.safetensors (or .bin), of
+"base_model.model.<layer>.lora_A.weight" (r, d_in) and "….lora_B.weight" (d_out, r), and adapter_config.json, with
+r, lora_alpha and use_rslora: s = lora_alpha/r, or lora_alpha/√r.
 """
 import argparse
 import importlib.util
 import json
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
 import lora
-from data.files import replace_file
+from data.files import load_file, replace_file
 from model import GPT, GPTConfig
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -54,14 +52,13 @@ def load_gpt2(name_path_or_url):
             state[name] = value.T if name.endswith(CONV1D) else value
     with torch.device("meta"):
         model = GPT(config)
-    expected = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    for name in sorted(expected.keys() | state.keys()):
-        theirs = tuple(state[name].shape) if name in state else "missing"
-        if name not in expected or theirs != expected[name]:
-            raise ValueError(f"{path} is not the GPT-2 of its config.json: {name} is {theirs}, "
-                             f"expected {tuple(expected.get(name, ())) or 'nothing of that name'}")
-    model.to_empty(device="cpu")
-    model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    expected, found = ({name: tuple(value.shape) for name, value in tensors.items() if name != "lm_head.weight"}
+                       for tensors in (model.state_dict(), state))
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{path} is not the GPT-2 of its config.json: {name} is {found.get(name, 'missing')}, "
+                             f"expected {expected.get(name, 'nothing of that name')}")
+    model.load_state_dict({name: value.float().contiguous() for name, value in state.items()}, strict=False, assign=True)
     model.lm_head.weight = model.transformer.wte.weight
     return model
 
@@ -71,18 +68,16 @@ def _fetch(name_path_or_url):
     url = REPOSITORY.format(name_path_or_url) if name_path_or_url in NAMES else str(name_path_or_url)
     if "://" not in url:
         return Path(url)
-    where = re.sub(r"\W+", "-", urlsplit(url).netloc + urlsplit(url).path.rpartition("/")[0]).strip("-")
-    folder = Path(torch.hub.get_dir()) / "checkpoints" / where
-    for file in ("config.json", url.rpartition("/")[2]):
-        source = url.rpartition("/")[0] + "/" + file
-        if not (folder / file).exists() or url.startswith("file:"):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(source, str(folder / file))
-            except OSError as error:
-                raise OSError(f"{source} could not be downloaded ({error}): fetch it by hand and put it into "
-                              f"{folder}") from None
-    return folder / file
+    site, _, name = url.rpartition("/")
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / re.sub(r"\W+", "-", site)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", name):
+        try:
+            if url.startswith("file:") or not (folder / file).exists():
+                torch.hub.download_url_to_file(f"{site}/{file}", str(folder / file))
+        except OSError as error:
+            raise OSError(f"{site}/{file}: no download ({error}); fetch it by hand and put it into {folder}") from None
+    return folder / name
 
 
 def _read_tensors(path):
@@ -91,10 +86,9 @@ def _read_tensors(path):
         raise ValueError(f"{path} is not a file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            return load_file(path)
-        return {name: value for name, value in torch.load(path, map_location="cpu", weights_only=True).items()
-                if isinstance(value, torch.Tensor)}
+            from safetensors.torch import load_file as load_safetensors
+            return load_safetensors(path)
+        return load_file(path)
     except ImportError:
         raise ValueError(f"{path} needs a package to read it: pip install safetensors") from None
     except Exception:  # torch and safetensors raise many kinds for a damaged file
@@ -110,8 +104,7 @@ def _read_json(path):
 
 def _write(directory, files, tensors, config_file, config):
     """The tensors, in files[0] with safetensors and in files[1] without that package; and a config."""
-    directory = Path(directory)
-    safe = importlib.util.find_spec("safetensors") is not None
+    directory, safe = Path(directory), importlib.util.find_spec("safetensors") is not None
     with replace_file(directory / files[0 if safe else 1]) as file:
         if safe:
             from safetensors.torch import save
@@ -124,43 +117,32 @@ def _write(directory, files, tensors, config_file, config):
 
 def export_peft(model, directory):
     """Writes the model's adapter as PEFT does, for the untouched base; after LoRA-GA its rank is 2r."""
-    layers = lora.lora_layers(model)
-    if not layers:
-        raise ValueError("this model carries no LoRA to export")
-    tensors, ranks, alphas = {}, {}, {}
+    layers, tensors, ranks, alphas = lora.lora_layers(model), {}, {}, {}
     for name, layer in layers.items():
         A, B = layer.factors()
         for part, value in (("lora_A", A), ("lora_B", B)):
             tensors[f"base_model.model.{name}.{part}.weight"] = value.detach().cpu().contiguous()
         ranks[name], alphas[name] = len(A), layer.scale * len(A) ** (0.5 if layer.rslora else 1)
-    [rslora], first = {layer.rslora for layer in layers.values()}, next(iter(layers))
+    if len({layer.rslora for layer in layers.values()}) != 1:
+        raise ValueError("a PEFT adapter needs LoRA layers, all of them with rslora or all without")
+    first = next(iter(layers))
     _write(directory, ("adapter_model.safetensors", "adapter_model.bin"), tensors, "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
-        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": rslora, "lora_dropout": 0.0, "bias": "none",
+        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": layers[first].rslora, "lora_dropout": 0.0, "bias": "none",
         "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
         "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
-        "target_modules": _short_names(model, layers), "fan_in_fan_out": True,  # of HF's Conv1D
+        "target_modules": list(layers), "fan_in_fan_out": True,  # of HF's Conv1D
     })
-
-
-def _short_names(model, layers):
-    """["c_attn", ...] if the adapted layers are all that are so called, else their full names."""
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    named = {name for name, module in model.named_modules() if name.rpartition(".")[2] in short
-             and isinstance(module, (torch.nn.Linear, lora.LoRALinear))}
-    return short if named == layers.keys() else sorted(layers)
 
 
 def load_peft(model, directory):
     """Puts a PEFT adapter on the untouched base model, in place -> model; ValueError if it is not plain LoRA."""
-    directory = Path(directory)
-    config = _read_json(directory / "adapter_config.json")
+    config = _read_json(Path(directory) / "adapter_config.json")
     unread = [key for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters") if config.get(key)]
     if config.get("peft_type") != "LORA" or unread or str(config.get("init_lora_weights")).startswith(OTHER_START):
         raise ValueError(f"{directory} holds no plain LoRA adapter: {', '.join(unread) or 'its type or its start differs'}")
-    file = next((directory / f for f in ("adapter_model.safetensors", "adapter_model.bin") if (directory / f).exists()),
-                directory / "adapter_model.safetensors")
-    state = {}
+    file, state = Path(directory) / "adapter_model.safetensors", {}
+    file = file if file.exists() else file.with_suffix(".bin")
     for key, value in _read_tensors(file).items():
         name, part = re.fullmatch(r"(?:base_model\.model\.)?(.*?)(?:\.(lora_[AB])\.weight)?", key).groups()
         if part is None:
@@ -197,7 +179,8 @@ def main():
     from data import base
     from sample import load_run
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["export", "merge"])
+    commands = {"export": (export_peft, "peft"), "merge": (merge_and_save, "merged")}
+    parser.add_argument("what", choices=commands)
     parser.add_argument("out_dir", type=Path, help="a finished run's directory")
     args = parser.parse_args()
     try:
@@ -205,8 +188,8 @@ def main():
         model = lora.load_adapter(base.load(settings["init_from"]), state)
         for layer in lora.lora_layers(model).values():
             layer.rslora = settings["rslora"]
-        directory = args.out_dir / {"export": "peft", "merge": "merged"}[args.what]
-        (export_peft if args.what == "export" else merge_and_save)(model, directory)
+        write, directory = commands[args.what][0], args.out_dir / commands[args.what][1]
+        write(model, directory)
         print(f"wrote {directory}")
     except (ValueError, OSError) as error:
         parser.exit(2, f"huggingface.py: {error}\n")

@@ -184,16 +184,16 @@ def truncated_svd(G, k):
     costs LoRA-GA's first step less than 1 % of its cosine unless the gradient is white noise (test_lora.py).
     """
     if min(G.shape) > max(512, 2 * k):
-        return torch.svd_lowrank(G, q=2 * k, niter=3)
-    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-    return U, S, Vh.T
+        U, S, V = torch.svd_lowrank(G, q=2 * k, niter=3)
+    else:
+        U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+        V = Vh.T
+    signs = torch.where(V.sum(dim=0) < 0, -1, 1)  # which SVDs leave to rounding
+    return U * signs, S, V * signs
 
 
 def _for_each_gradient(layers, model, batches, loss_fn, use):
-    """Calls use(name, Σ ∂L/∂W0 over the batches) layer by layer, and leaves the model as it was.
-
-    One gradient is in memory at a time; the sum over earlier batches is kept as its truncated SVD.
-    """
+    """Calls use(name, Σ ∂L/∂W0 over the batches) layer by layer, with one gradient in memory at a time."""
     weights, sums = {name: layer.linear.weight for name, layer in layers.items()}, {}
 
     def collect(name, W):  # called within backward, once a layer's gradient is there
@@ -205,7 +205,7 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
         if done == len(batches) - 1:
             return use(name, G)
         U, S, V = truncated_svd(G, 4 * len(layers[name].lora_A))
-        sums[name] = U * S, V.T
+        sums[name] = U * S, V.T  # all that is kept of it for the next batch
 
     try:
         for name, layer in layers.items():  # leaves of their own: G leaves out the other uses of a tied weight

@@ -321,8 +321,7 @@ def report(args, model, task, result):
             ("learned", f"{task.metric} on {result['task']}", *map(task.in_words, (result["metric_before"], result["metric_after"]))),
             ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
             ("trained", "parameters", "", f"{trained:,} ({trained / result['total_params']:.1%})"),
-            ("cost", "optimizer memory", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB"),
-            ("", "time", "", f"{result['seconds']:.0f} s")]
+            ("cost", "optimizer memory and time", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB, {result['seconds']:.0f} s")]
     print("", *("{:9}{:26}{:>24}{:>26}".format(*row) for row in rows), sep="\n")
     print("\nsamples", *task.samples(model), sep="\n  ")
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
@@ -332,7 +331,8 @@ def report(args, model, task, result):
 def main():
     interrupted = threading.Event()
     on_interrupt = lambda *_: interrupted.set() or signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGINT, on_interrupt)  # the first Ctrl-C stops the run after its step, a second one at once
+    for stop in (signal.SIGINT, signal.SIGTERM):  # the first one stops the run after its step, a second Ctrl-C at once
+        signal.signal(stop, on_interrupt)
     sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     try:
         train(parse_args(), interrupted)

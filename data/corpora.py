@@ -12,6 +12,7 @@ import platform
 import re
 import sysconfig
 import time
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -120,16 +121,23 @@ def token_file(name, split, key, encoding, texts, progress, size=None):
         progress(f"cutting {name} ({split}) into tokens, once ...")
         start, shown, done = time.perf_counter(), time.perf_counter(), 0
         with replace_file(path) as file:
+            checksum = 0
             for text in texts():
-                file.write(np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes())
+                piece = np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes()
+                checksum = zlib.crc32(piece, checksum)
+                file.write(piece)
                 now, done = time.perf_counter(), done + len(text.encode())
                 if now - shown > 5:
                     left = f", {(now - start) * (size / done - 1):.0f} s left" if size else ""
                     progress(f"  {file.tell() / 2e6:.1f} M tokens in {now - start:.0f} s{left}")
                     shown = now
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=np.uint16)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=np.uint16, mode="r")
+            file.write(checksum.to_bytes(4, "little"))
+    contents, checksum = np.memmap(path, dtype=np.uint8, mode="r"), 0  # the last 4 bytes are the checksum
+    for start in range(0, len(contents) - 4, 1 << 24):
+        checksum = zlib.crc32(contents[start:min(start + (1 << 24), len(contents) - 4)], checksum)
+    if contents[-4:].tobytes() != checksum.to_bytes(4, "little"):
+        raise ValueError(f"{path} is damaged: delete it, and the next run cuts the text anew")
+    return contents[:-4].view(np.uint16)
 
 
 def download_shakespeare():

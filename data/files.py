@@ -2,6 +2,7 @@
 import contextlib
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def save(path, value):
 def load_file(path):
     """The dict that `save` wrote; ValueError if it cannot be read or holds more than plain data."""
     try:
+        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
+            raise ValueError
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception:  # torch raises many kinds, of many lines, for a damaged file
         raise ValueError(f"{path} is missing, damaged or not a checkpoint") from None

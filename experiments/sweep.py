@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 

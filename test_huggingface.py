@@ -1,0 +1,231 @@
+"""huggingface.py against the real transformers and peft, and sample.py. Without those packages, most are skipped."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import huggingface
+import lora
+import sample
+import train
+from data import base, tokenizer
+from huggingface import export_peft, load_gpt2, load_peft, merge_and_save
+from model import GPT, GPTConfig
+
+ROOT = Path(__file__).parent
+TINY = dict(n_positions=32, vocab_size=60, n_layer=2, n_head=2, n_embd=16)
+IDX = torch.randint(60, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
+
+
+@pytest.fixture(scope="module")
+def peft(transformers):
+    return pytest.importorskip("peft", reason="needs peft: pip install peft")
+
+
+def gpt2(transformers, **changes):
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**TINY, **changes}))
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            torch.nn.init.normal_(p, mean=1.0 * name.endswith("weight"), std=0.1)  # no bias is zero, no norm is trivial
+    return model.eval()
+
+
+def save_as_hf_once_did(model, directory):
+    """pytorch_model.bin as on the hub: without the "transformer." of newer files, with the attention masks."""
+    state = {name.removeprefix("transformer."): value for name, value in model.state_dict().items() if "lm_head" not in name}
+    state["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+    torch.save(state, directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("shape", [TINY, dict(n_positions=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768)],
+                         ids=["tiny", "124M"])
+def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transformers, shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    theirs = gpt2(transformers, **shape)
+    theirs.save_pretrained(tmp_path)
+    save_as_hf_once_did(theirs, tmp_path)
+    with torch.no_grad():
+        expected = theirs(IDX).logits
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        for address in (tmp_path / file, (tmp_path / file).as_uri()):
+            model = load_gpt2(address).eval()
+            torch.testing.assert_close(model(IDX)[0], expected, rtol=0, atol=1e-4)
+            assert model.config.n_head == shape["n_head"] and model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
+    def variant(name, contents=None, **config):
+        directory = tmp_path / name
+        directory.mkdir()
+        theirs.save_pretrained(directory)
+        (directory / "model.safetensors").write_bytes(contents or (directory / "model.safetensors").read_bytes())
+        settings = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**settings, **config}))
+        return directory / "model.safetensors"
+
+    theirs = gpt2(transformers)
+    good = variant("good").read_bytes()
+    (tmp_path / "other").mkdir()
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other" / "pytorch_model.bin")
+    cases = [(variant("cut", good[:-100]), "damaged or not a checkpoint"), (variant("junk", b"junk" * 99), "damaged or not a checkpoint"),
+             (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48,."),
+             (variant("wider", n_embd=32), r"is \(48,\), expected \(96,\)"),
+             (variant("llama", model_type="llama"), "config.json does not describe a GPT-2"),
+             (variant("relu", activation_function="relu"), "config.json does not describe a GPT-2"),
+             (tmp_path / "other" / "pytorch_model.bin", "config.json is missing or damaged"),
+             (tmp_path / "good" / "pytorch_model.bin", "is not a file")]
+    for path, sentence in cases:
+        with pytest.raises(ValueError, match=sentence) as error:
+            load_gpt2(path)
+        assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_sentence_names_the_file_and_its_place(tmp_path, monkeypatch):
+    def fail(url, *args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(OSError, match="https://huggingface.co/openai-community/gpt2/resolve/main/.* by hand") as error:
+        load_gpt2("gpt2")
+    place = Path(str(error.value).rpartition(" ")[2])
+    assert place.is_relative_to(tmp_path)
+    for file, url in (("config.json", "x"), ("pytorch_model.bin", "x")):  # once the files are there, they are used
+        place.mkdir(parents=True, exist_ok=True)
+        (place / file).write_bytes(b"{")
+    with pytest.raises(ValueError, match="config.json is missing or damaged"):
+        load_gpt2("gpt2")
+
+
+def adapted(model, method, rslora=False, alpha=5.0, rank=3):
+    """The model with an adapter that is not zero, made by LoRA or by LoRA-GA."""
+    torch.manual_seed(1)
+    lora.apply_lora(model, rank, alpha, rslora=rslora)
+    if method == "loraga":
+        lora.lora_ga_init(model, [IDX], lambda model, idx: model(idx, idx.roll(-1, 1))[1])
+    for layer in lora.lora_layers(model).values():
+        layer.lora_A.data += 0.1 * torch.randn_like(layer.lora_A)
+        layer.lora_B.data += 0.1 * torch.randn_like(layer.lora_B)
+    return model.eval()
+
+
+@pytest.mark.parametrize("method, rslora", [("lora", False), ("lora", True), ("loraga", True)])
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, transformers, tmp_path, monkeypatch, method, rslora, safe):
+    theirs = gpt2(transformers)
+    theirs.save_pretrained(tmp_path / "base")
+    model = adapted(load_gpt2(tmp_path / "base" / "model.safetensors"), method, rslora)
+    if not safe:
+        monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    export_peft(model, tmp_path / "adapter")
+    monkeypatch.undo()
+    assert (tmp_path / "adapter" / ("adapter_model.safetensors" if safe else "adapter_model.bin")).exists()
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["use_rslora"] == rslora and set(config["target_modules"]) == lora.lora_layers(model).keys()
+    assert (config["r"], config["lora_alpha"]) == ((6, pytest.approx(5 * 2 ** 0.5)) if method == "loraga" else (3, 5.0))
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
+    assert (loaded(IDX).logits - load_gpt2(tmp_path / "base" / "model.safetensors")(IDX)[0]).abs().max() > 0.01
+    again = load_peft(load_gpt2(tmp_path / "base" / "model.safetensors"), tmp_path / "adapter")
+    torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["c_fc"]},
+                                     {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1.attn.c_attn": 7}}])
+def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers, tmp_path, options):
+    theirs = gpt2(transformers)
+    theirs.save_pretrained(tmp_path / "base")
+    options = {"target_modules": ["c_attn", "c_proj", "c_fc"], **options}
+    model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=True, **options))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    mine = load_peft(load_gpt2(tmp_path / "base" / "model.safetensors"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(mine(IDX)[0], model(IDX).logits, rtol=0, atol=1e-4)
+    export_peft(mine, tmp_path / "again")  # and back: rank and alpha patterns survive
+    loaded = peft.PeftModel.from_pretrained(gpt2(transformers), tmp_path / "again").eval()
+    torch.testing.assert_close(loaded(IDX).logits, model(IDX).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["ln_f"]}])
+def test_adapters_that_are_not_plain_lora_are_refused(peft, transformers, tmp_path, options):
+    model = peft.get_peft_model(gpt2(transformers), peft.LoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True, **options))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no plain LoRA adapter"):
+        load_peft(GPT(GPTConfig(32, 60, 2, 2, 16)), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["lora", "loraga"])
+def test_a_merged_checkpoint_is_a_plain_hf_model(transformers, tmp_path, method):
+    gpt2(transformers).save_pretrained(tmp_path / "base")
+    model = adapted(load_gpt2(tmp_path / "base" / "model.safetensors"), method)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merge_and_save(model, tmp_path / "merged")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
+    assert not any("lora" in name or "linear" in name for name in huggingface._read_tensors(tmp_path / "merged" / "model.safetensors"))
+
+
+def run(*command, **options):
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two finished runs of the real train.py, one of them exported."""
+    directories = []
+    for method in ("lora", "loraga"):
+        directories.append(tmp_path_factory.mktemp(method) / "o")
+        args = train.parse_args(["--method", method, "--steps", "2", "--device", "cpu", "--export", "peft", "--out_dir", str(directories[-1])])
+        train.train(args)
+    return directories
+
+
+def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, transformers, tmp_path):
+    shipped = base.load()
+    merge_and_save(shipped, tmp_path / "shipped")
+    idx = torch.arange(40)[None]
+    for directory in runs:
+        model = lora.load_adapter(base.load(), sample.load_run(directory)[1])
+        before = {file.name: file.read_bytes() for file in (directory / "peft").iterdir()}
+        for what in ("export", "merge"):
+            assert run("huggingface.py", what, directory).returncode == 0
+        assert {file.name: file.read_bytes() for file in (directory / "peft").iterdir()} == before  # as --export wrote it
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shipped")
+        adapter = peft.PeftModel.from_pretrained(theirs, directory / "peft").eval()
+        merged = transformers.AutoModelForCausalLM.from_pretrained(directory / "merged").eval()
+        for other in (adapter, merged):
+            torch.testing.assert_close(other(idx).logits, model(idx)[0], rtol=0, atol=1e-4)
+    out = run("sample.py", "--adapter", runs[0], "--adapter", runs[1], "--prompt", "What is 4 plus 5?", "--tokens", "4").stdout
+    lines = out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("base ") and str(runs[1]) in lines[2]
+    for line, state in zip(lines, (None, *(sample.load_run(directory)[1] for directory in runs))):
+        model, encoding = base.load(), tokenizer.load()
+        if state:
+            lora.load_adapter(model, state)
+        tokens = model.generate(torch.tensor([encoding.encode("What is 4 plus 5?")]), 4, temperature=0)[0].tolist()
+        assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
+
+
+def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(runs, tmp_path):
+    for command in (["sample.py", "--prompt", "x", "--adapter", tmp_path], ["sample.py", "--prompt", ""],
+                    ["sample.py", "--prompt", "x", "--temperature", "-1"], ["huggingface.py", "export", tmp_path],
+                    ["train.py", "--init_from", tmp_path / "none.bin"], ["train.py", "--init_from", (tmp_path / "x.bin").as_uri()]):
+        result = run(*command)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
+
+
+def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_tokens():
+    encoding = tokenizer.load()
+    text = "naïve ∂L/∂W — 日本語 🙂 end"
+    pieces = list(sample.pieces(encoding, encoding.encode_ordinary(text)))
+    assert "".join(pieces) == text and len(pieces) > 8
+    assert "".join(sample.pieces(encoding, [encoding.encode_single_token(b"\xff")] * 2)) == "\ufffd" * 2

@@ -1,0 +1,420 @@
+"""The promises of train.py and data/: tasks, training, resuming, several processes, faults, bad input."""
+import io
+import math
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lora
+import train
+from data import base, corpora, files, tasks, tokenizer
+from data.files import replace_file
+from model import GPT, GPTConfig
+from test_lora import EXACT, ROOT, gpt, tokens
+
+
+# Data
+
+def test_tokenizer_has_2048_tokens_and_every_digit_is_its_own():
+    encoding = tokenizer.load()
+    assert encoding.n_vocab == 2048
+    text = "What is 47 plus 86? 133\n  naïve ∂L/∂W — 1234567890"
+    pieces = [encoding.decode_single_token_bytes(token) for token in encoding.encode_ordinary(text)]
+    assert b"".join(pieces) == text.encode()
+    assert all(piece.isdigit() <= (len(piece) == 1) for piece in pieces) and sum(p.isdigit() for p in pieces) == 17
+
+
+def test_math_holds_out_500_questions_that_never_occur_in_training():
+    task = tasks.load("math", tokenizer.load(), 128)
+    text = [{task.encoding.decode(row[:10 + 5].tolist()).split("?")[0] for row in part[0]} for part in (task.train, task.val)]
+    assert len(text[1]) == 500 and not text[0] & text[1] and len(text[0]) + 500 == 8100
+    idx, targets = task.batch(0, 3, 64)
+    for row, target in zip(idx.tolist(), targets.tolist()):  # the loss looks at the answer and its end, nothing else
+        question, answer = task.encoding.decode(row).split("?")[0], [token for token in target if token != -1]
+        a, b = (int(word) for word in question.split() if word.isdigit())
+        assert task.encoding.decode(answer) == f" {a + b}\n"
+    again, other, next_step = task.batch(0, 3, 64)[0], task.batch(1, 3, 64)[0], task.batch(0, 4, 64)[0]
+    assert torch.equal(idx, again) and not torch.equal(idx, other) and not torch.equal(idx, next_step)
+
+
+class Table(GPT):
+    """A model that answers every second question of a task right, from a table, and the others with 7."""
+
+    def __init__(self, task):
+        super().__init__(GPTConfig(128, 2048, 1, 1, 1))
+        self.rows = []
+        for i, (idx, targets) in enumerate(zip(*task.val)):
+            looks = (targets != -1).nonzero()[:, 0].tolist()
+            question, answer = idx[:looks[0] + 1].tolist(), targets[looks].tolist()
+            self.rows.append((question, question + (answer if i % 2 else task.encoding.encode(" 7\n"))))
+
+    def forward(self, idx, targets=None):
+        logits = torch.zeros(*idx.shape, 2048)
+        for row, tokens in zip(logits, idx.tolist()):
+            said = next(said for question, said in self.rows if tokens[:len(question)] == question)
+            for position in range(len(tokens)):
+                row[position, said[position + 1] if position + 1 < len(said) else 0] = 1
+        return logits if targets is None else logits[targets != -1], None
+
+
+def test_math_exact_match_is_that_of_the_generated_answers():
+    task = tasks.load("math", tokenizer.load(), 128)
+    task.val = tuple(part[:40] for part in task.val)
+    model, right = Table(task), 0
+    for question, _ in model.rows:
+        text = task.encoding.decode(model.generate(torch.tensor([question]), 5, temperature=0)[0].tolist())
+        a, b, answer = re.match(r"What is (\d+) plus (\d+)\? (\d+)\n", text).groups()
+        right += int(a) + int(b) == int(answer)
+    assert task.evaluate(model) == right / 40 == 0.5
+
+
+def test_text_file_is_cut_into_train_and_validation_and_bits_per_byte_is_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
+    (tmp_path / "notes.txt").write_text("".join(f"Line {i}: naïve words.\n" for i in range(400)), encoding="utf-8")
+    task, messages = None, []
+    for _ in range(2):
+        task = tasks.load(str(tmp_path / "notes.txt"), tokenizer.load(), 16, messages.append)
+    assert len(messages) == 1  # cut once, cached afterwards
+    whole = list(task.train) + list(task.val)
+    assert task.encoding.decode(whole) == (tmp_path / "notes.txt").read_text(encoding="utf-8")
+    size = len(task.encoding.decode_bytes(task.val.tolist()))
+    assert math.isclose(task.bits_per_byte(math.log(2) * size / len(task.val)), 1.0)
+    idx, targets = task.batch(0, 0, 5)
+    assert idx.shape == (5, 16) and torch.equal(idx[:, 1:], targets[:, :-1])
+
+
+def test_docs_and_code_are_split_by_file_and_docs_hold_no_code():
+    names = [name for name, _ in corpora.docs()]
+    held = [name for name in names if corpora.held_out(name)]
+    assert len(names) == len(set(names)) and 0.02 < len(held) / len(names) < 0.08
+    sentence = "This adds one to the only argument that it is given."
+    assert list(corpora.prose(f"x\n\n{sentence}\n\n>>> add(1)\n2\n\na = b + c(d, e) * f[g] - h.i(j=k, l=m)")) == [sentence + "\n"]
+    source = 'def f():\n    """Doc."""\n    # why\n    return "# kept"  # kept\n\nx = """\n# kept\n"""\nimport kept\n"""gone"""\n'
+    assert corpora.without_comments(source) == 'def f():\n    return "# kept"  # kept\n\nx = """\n# kept\n"""\nimport kept\n'
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError), replace_file(tmp_path / "file") as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+# Training
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A function that runs train.train on a tiny base model in a directory of its own."""
+    model = gpt(torch.float32, block_size=32, vocab_size=2048, n_embd=32)
+    train.save(tmp_path / "base.pt", base.contents(model))
+    monkeypatch.setattr(base, "PATH", tmp_path / "base.pt")
+    monkeypatch.chdir(tmp_path)
+    load = tasks.load
+
+    def short(*args):  # 8 validation windows and 20 questions, to be quick
+        task = load(*args)
+        task.val = tuple(part[:20] for part in task.val) if args[0] == "math" else task.val[:300]
+        return task
+
+    monkeypatch.setattr(tasks, "load", short)
+
+    def run(*flags, interrupted=threading.Event()):
+        return train.train(train.parse_args(["--rank", "4", "--batch_size", "8", "--warmup", "2", "--block_size", "32",
+                                             "--device", "cpu", *flags]),
+                           interrupted)
+
+    return run
+
+
+METHODS = [["--method", "full"], ["--method", "lora"], ["--method", "loraplus"], ["--method", "loraga"],
+           ["--method", "riemannian"], ["--method", "pretrain", "--batch_size", "2"],
+           ["--method", "loraga", "--precondition", "--lr_ratio", "4", "--dropout", "0.1", "--grad_accum", "2",
+            "--weight_decay", "0.1", "--dtype", "bfloat16"]]
+
+
+@pytest.mark.parametrize("flags", METHODS, ids=lambda flags: flags[1] + " and more" * (len(flags) > 4))
+def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, flags):
+    result = tiny(*flags, "--steps", "20", "--eval_interval", "10", "--lr", "3e-3", "--out_dir", "o")
+    rows = [row.split(",") for row in (tmp_path / "o" / "log.csv").read_text().splitlines()]
+    losses = [float(row[1]) for row in rows[1:]]
+    assert len(losses) == 20 and sum(losses[-5:]) < 0.99 * sum(losses[:5])
+    assert {"method", "task", "rank", "seed", "steps", "metric_name", "metric_before", "metric_after", "versions", "settings",
+            "source_loss_before", "source_loss_after", "trainable_params", "seconds"} <= result.keys()
+    weights = "model.pt" if flags[1] in ("full", "pretrain") else "adapter.pt"
+    assert {path.name for path in (tmp_path / "o").glob("[!.]*")} == {"log.csv", "result.json", "ckpt.pt", weights}
+    if weights == "adapter.pt":  # the adapter file, on the untouched base, is the trained model
+        args = train.parse_args(["--method", "full"])
+        model = train.build_model(args, "cpu")
+        lora.load_adapter(model, torch.load(tmp_path / "o" / "adapter.pt", weights_only=True))
+        assert abs(tasks.load("docs", tokenizer.load(), 32).evaluate(model, 32) - result["source_loss_after"]) < 1e-4
+
+
+class StopAfter(threading.Event):
+    """Set once it has been asked `count` times: a Ctrl-C at a step of our choice."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def is_set(self):
+        self.count -= 1
+        return self.count == 0
+
+
+@pytest.mark.parametrize("flags", [METHODS[0], METHODS[-1][:-2]], ids=["full", "all toggles"])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tiny, tmp_path, monkeypatch, flags):
+    flags = [*flags, "--steps", "12", "--eval_interval", "4", "--lr", "3e-3"]
+    tiny(*flags, "--out_dir", "whole")
+    with pytest.raises(KeyboardInterrupt, match="--resume continues"):
+        tiny(*flags, "--out_dir", "parts", interrupted=StopAfter(6))
+    step = train.train_step
+
+    def die(*args):  # as kill -9 would, between two checkpoints
+        if args[-1] == 10:
+            raise SystemError("killed")
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", die)
+    with pytest.raises(SystemError):
+        tiny(*flags, "--out_dir", "parts", "--resume")
+    monkeypatch.setattr(train, "train_step", step)
+    torch.manual_seed(12345)
+    tiny(*flags, "--out_dir", "parts", "--resume")
+    whole, parts = (train.load_file(tmp_path / name / "ckpt.pt") for name in ("whole", "parts"))
+    assert whole["model"].keys() == parts["model"].keys()
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+    assert [row[:3] for row in whole["progress"]["log"]] == [row[:3] for row in parts["progress"]["log"]]
+
+
+def test_grad_accumulation_gives_the_gradient_of_the_whole_batch():
+    args = train.parse_args(["--method", "full", "--lr", "1", "--warmup", "0", "--grad_clip", "0"])
+    idx, targets = tokens(rows=8)
+    targets = targets.clone()
+    targets[0, :11] = -1  # parts with different numbers of targets
+    ends = []
+    for args.grad_accum in (1, 4):
+        model = gpt()
+        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 1.0}], lr=1.0)
+        loss = train.train_step(args, model, optimizer, idx, targets, 0)
+        ends.append((loss, model.lm_head.weight.detach().clone()))
+    assert math.isclose(ends[0][0], ends[1][0], rel_tol=1e-12)
+    torch.testing.assert_close(ends[0][1], ends[1][1], **EXACT)
+
+
+def test_a_diverging_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    with pytest.raises(ValueError, match="no longer finite .* try an --lr below 1e[+]30"):
+        tiny("--method", "full", "--lr", "1e30", "--steps", "9", "--eval_interval", "1", "--out_dir", "o")
+    checkpoint = train.load_file(tmp_path / "o" / "ckpt.pt")
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+def test_another_experiment_is_not_overwritten_without_the_flag(tiny, tmp_path):
+    tiny("--steps", "2", "--out_dir", "o")
+    before = (tmp_path / "o" / "ckpt.pt").read_bytes()
+    for flags in (["--steps", "3"], ["--steps", "3", "--resume"], ["--steps", "2", "--lr", "0.5"]):
+        with pytest.raises(ValueError, match="holds another experiment"):
+            tiny(*flags, "--out_dir", "o")
+    assert (tmp_path / "o" / "ckpt.pt").read_bytes() == before
+    assert tiny("--steps", "2", "--out_dir", "o")["steps"] == 2  # the same experiment may run again
+    assert tiny("--steps", "3", "--out_dir", "o", "--overwrite")["steps"] == 3
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_path, monkeypatch, capsys):
+    good, cut, shape, evil = (tmp_path / name for name in ("good", "cut", "shape", "evil"))
+    for directory in (good, cut, shape, evil):
+        directory.mkdir()
+    args = train.parse_args(["--method", "lora", "--out_dir", str(shape)])
+    checkpoint = {"settings": train.experiment(args), "model": {"transformer.h.0.lora_A": torch.zeros(3)}}
+    torch.save(checkpoint, shape / "ckpt.pt")
+    (cut / "ckpt.pt").write_bytes((shape / "ckpt.pt").read_bytes()[:-300])
+    (evil / "ckpt.pt").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    torch.save({"settings": Payload(tmp_path / "executed")}, good / "ckpt.pt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 5000)
+    (tmp_path / "short.txt").write_text("too short")
+    listed = {  # in the issue's words: unknown method, rank 0 or too large, negative lr, files, checkpoints, device
+        "--method adam": "argument --method: invalid choice: 'adam'",
+        "--rank 0": "argument --rank: 0 is not allowed: at least 1 and below inf",
+        "--rank 257": "rank 257 does not fit transformer.h.0.attn.c_attn: allowed are 1 to 256",
+        "--lr -1": "argument --lr: -1 is not allowed: at least 1e-12",
+        "--data nowhere.txt": "--data nowhere.txt is neither",
+        f"--data {tmp_path}/latin.txt": "not UTF-8",
+        "--device cuda:77": "--device cuda:77 is not on this machine",
+        f"--resume --out_dir {cut}": "ckpt.pt is missing, damaged or not a checkpoint",
+        f"--resume --out_dir {shape}": "ckpt.pt does not fit the model of these flags",
+        f"--resume --out_dir {evil}": "ckpt.pt is missing, damaged or not a checkpoint",
+    }
+    more = {
+        "--method loraga --rank 129": "allowed are 1 to 128", "--lr abc": "argument --lr: invalid float value: 'abc'",
+        "--dropout 1": "1 is not allowed: at least 0 and below 1", "--device abacus": "--device abacus is not",
+        "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
+        "--grad_accum 3": "--batch_size 32 must be a multiple of --grad_accum 3",
+        f"--data {tmp_path}/short.txt": "too short", f"--data {tmp_path}": "is neither",
+        "--targets q_proj": "target 'q_proj' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head",
+        f"--resume --out_dir {tmp_path}/none": f"{tmp_path}/none/ckpt.pt is missing, damaged or not",
+        f"--resume --out_dir {good}": "ckpt.pt is missing, damaged or not a checkpoint",
+    }
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    running = [subprocess.Popen([sys.executable, ROOT / "train.py", *flags.split()], cwd=tmp_path, text=True,
+                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) for flags in listed]
+    monkeypatch.chdir(tmp_path)
+    for flags, sentence in more.items():
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train.main()
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and sentence in error and error.count("\n") == 1, (sentence, error)
+    for sentence, process in zip(listed.values(), running):
+        error = process.communicate()[1]
+        assert process.returncode == 2 and sentence in error and error.count("\n") == 1, (sentence, error)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nor was a payload executed
+
+
+# Faults, and several processes
+
+def launch(*flags):
+    """Starts train.py."""
+    return subprocess.Popen([sys.executable, *map(str, flags)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+ENDLESS = ("--steps", 10 ** 6, "--eval_interval", 10 ** 6, "--device", "cpu")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+TWICE = """
+import sys, train
+from data import base, tasks
+load = tasks.load
+def short(name, *args):
+    task = load(name, *args)
+    task.val = task.val[:300] if name == "docs" else [part[:8] for part in task.val]
+    return task
+tasks.load, base.PATH = short, sys.argv[1]
+for flags in sys.argv[2:]:
+    train.train(train.parse_args(flags.split()))
+"""
+
+
+def losses(directory):
+    return [float(row.split(",")[1]) for row in (directory / "log.csv").read_text().splitlines()[1:]]
+
+
+def test_two_processes_make_the_losses_and_the_lora_ga_start_of_one_and_resume_its_run(tiny, tmp_path):
+    shared = "--rank 4 --batch_size 8 --warmup 2 --block_size 32 --device cpu --steps 4 --eval_interval 4 --lr 1e-4 --out_dir "
+    for method in ("lora", "loraga"):
+        tiny("--method", method, *shared.split(), f"{method}1")
+    with pytest.raises(KeyboardInterrupt):
+        tiny("--method", "lora", *shared.split(), "resumed", interrupted=StopAfter(2))
+    (tmp_path / "twice.py").write_text(TWICE)
+    run = launch(*TORCHRUN, "twice.py", tmp_path / "base.pt", f"--method lora {shared} lora2", f"--method loraga {shared} loraga2",
+                 f"--method lora --resume {shared} resumed")
+    output, error = run.communicate(timeout=120)
+    assert run.returncode == 0 and output.count("4/4") == 3, error
+    for method in ("lora", "loraga", "lora"):
+        one, two = losses(tmp_path / f"{method}1"), losses(tmp_path / f"{method}2")
+        assert len(one) == 4 and max(abs(a - b) for a, b in zip(one, two)) < 1e-5 and one[0] != one[3]
+    assert max(abs(a - b) for a, b in zip(losses(tmp_path / "lora1"), losses(tmp_path / "resumed"))) < 1e-5
+    one, two = (train.load_file(tmp_path / f"loraga{n}" / "ckpt.pt")["model"] for n in (1, 2))
+    for name in [name for name in one if name.endswith(("A0", "B0"))]:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4 * one[name].abs().max().item())
+
+
+def test_a_process_that_dies_ends_the_run_with_a_sentence(tmp_path):
+    run = launch(*TORCHRUN, ROOT / "train.py", *ENDLESS, "--out_dir", tmp_path / "o")
+    while not (tmp_path / "o" / "ckpt.pt").exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    victim = next(pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(victim), signal.SIGKILL)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode != 0 and "train.py: process 0 lost the others" in error
+
+
+def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    flags = [ROOT / "train.py", *ENDLESS, "--out_dir", tmp_path / "o"]
+    first = launch(*flags)
+    while not (tmp_path / "o" / "ckpt.pt").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    before = (tmp_path / "o" / "ckpt.pt").read_bytes()
+    second = launch(*flags, "--resume")
+    assert second.communicate(timeout=60)[1] == f"train.py: --out_dir {tmp_path / 'o'} is in use by another run\n" and second.returncode == 2
+    assert (tmp_path / "o" / "ckpt.pt").read_bytes() == before
+    first.kill()
+    first.wait()
+    files.lock(tmp_path / "o").close()
+
+
+def test_a_full_disk_ends_with_a_sentence_and_keeps_the_last_checkpoint(tiny, tmp_path):
+    tiny("--steps", "2", "--out_dir", "o")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written|File too large") as error:
+            tiny("--steps", "2", "--out_dir", "o")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+
+
+def test_an_out_dir_that_cannot_be_written_is_a_sentence(tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        tiny("--steps", "2", "--out_dir", "file/o")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def resaved(path):
+    buffer = io.BytesIO()
+    torch.save(torch.load(path, weights_only=True), buffer)
+    return buffer.getvalue()
+
+
+def test_a_corrupted_byte_in_any_file_that_is_read_is_noticed(tiny, tmp_path, monkeypatch):
+    tiny("--steps", "2", "--out_dir", "o")
+    monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
+    (tmp_path / "notes.txt").write_text("Some words of a text. " * 200)
+    shutil.copy(tokenizer.PATH, tmp_path / "vocabulary")
+    monkeypatch.setattr(tokenizer, "PATH", tmp_path / "vocabulary")
+    cut = lambda path: corpora.load(str(tmp_path / "notes.txt"), tokenizer.load(), lambda message: None)
+    cut(None)
+    cache, generator = next((tmp_path / "cache").iterdir()), random.Random(0)
+    for path, read in {tmp_path / "o" / "ckpt.pt": train.load_file, tmp_path / "o" / "adapter.pt": train.load_file,
+                       tmp_path / "base.pt": train.load_file, cache: cut, tokenizer.PATH: lambda path: tokenizer.load()}.items():
+        whole, noticed = path.read_bytes(), 0
+        expected = resaved(path) if path.suffix == ".pt" else None
+        for place in generator.sample(range(len(whole)), 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1:])
+            try:
+                read(path)
+                assert resaved(path) == expected, f"{path.name}: the change of byte {place} is not noticed"  # padding
+            except ValueError as error:
+                assert re.search("damaged", str(error)) and "\n" not in str(error)
+                noticed += 1
+        assert noticed > 20
+        path.write_bytes(whole)
+        read(path)
