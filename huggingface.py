@@ -6,7 +6,6 @@
     merge_and_save(model, "my_model")         # AutoModelForCausalLM.from_pretrained("my_model")
 
     python huggingface.py export OUT_DIR      # a run's adapter as PEFT's, in OUT_DIR/peft; or `merge`, in OUT_DIR/merged
-
 A checkpoint is a dict of tensors with config.json beside it. HF's GPT-2 keeps its linear layers as Conv1D: weights
 are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model.safetensors (or .bin), of
 "base_model.model.<layer>.lora_A.weight" (r, d_in) and "….lora_B.weight" (d_out, r), and adapter_config.json, with
@@ -27,6 +26,8 @@ from model import GPT, GPTConfig
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 REPOSITORY = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+ARCHITECTURE = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+                "tie_word_embeddings": True, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 OTHER_START = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these move the base weights as well
 
 
@@ -38,13 +39,15 @@ def load_gpt2(name_path_or_url):
     Raises ValueError for files that are damaged or no GPT-2, OSError for missing ones and failed downloads.
     """
     path = _fetch(name_path_or_url)
+    if not path.is_file():
+        raise ValueError(f"{path} is neither {', '.join(NAMES)} nor the file of a checkpoint")
     config = _read_json(path.with_name("config.json"))
     try:
-        if config.get("model_type", "gpt2") != "gpt2" or config.get("activation_function", "gelu_new") != "gelu_new":
+        if any(config.get(key, value) != value for key, value in ARCHITECTURE.items()):
             raise KeyError
         config = GPTConfig(config["n_positions"], config["vocab_size"], config["n_layer"], config["n_head"], config["n_embd"])
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path.with_name('config.json')} does not describe a GPT-2") from None
+        raise ValueError(f"{path.with_name('config.json')} does not describe a GPT-2 as OpenAI's") from None
     state = {}
     for name, value in _read_tensors(path).items():
         name = "transformer." + name.removeprefix("transformer.")
@@ -82,8 +85,6 @@ def _fetch(name_path_or_url):
 
 def _read_tensors(path):
     """The dict of tensors in a .safetensors or a PyTorch file."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors
@@ -97,8 +98,8 @@ def _read_tensors(path):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ValueError(f"{path} is missing or damaged") from None
 
 

@@ -154,7 +154,8 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     The first step η then moves W along the best rank-2r approximation of G (Theorem 3.1), to first order by
         −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
     Call it once, after apply_lora(..., rslora=True): s = alpha/√r is the paper's scale (Theorem 3.2).
-    batches is an iterable of what loss_fn(model, batch) -> scalar tensor takes. ValueError, with the model
+    batches is an iterable of what loss_fn(model, batch) -> scalar tensor takes. With torch.distributed, every
+    process calls it, on the bare model, with its share of each batch and of its loss. ValueError, with the model
     unchanged, for 2r > min(d_in, d_out), for an adapter that is merged or has left its zero start, and for a
     layer whose gradient is missing, zero or not finite.
     """
@@ -166,7 +167,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
     def start(name, G):  # G (d_out, d_in)
         r, c = len(layers[name].lora_A), G.shape[0] ** 0.25 / gamma ** 0.5
-        if G.isfinite().all() and G.any():
+        if G.any():
             U, _, V = truncated_svd(G, 2 * r)
             starts[name] = c * V[:, :r].T, c * U[:, r:2 * r]
 
@@ -188,7 +189,7 @@ def truncated_svd(G, k):
     else:
         U, S, Vh = torch.linalg.svd(G, full_matrices=False)
         V = Vh.T
-    signs = torch.where(V.sum(dim=0) < 0, -1, 1)  # which SVDs leave to rounding
+    signs = V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()  # (1, n); else a matter of rounding
     return U * signs, S, V * signs
 
 
@@ -202,10 +203,12 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
             torch.distributed.all_reduce(G)  # every process has its share of the batch
         if name in sums:
             G.addmm_(*sums.pop(name))
+        if not G.isfinite().all():
+            raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
         if done == len(batches) - 1:
             return use(name, G)
         U, S, V = truncated_svd(G, 4 * len(layers[name].lora_A))
-        sums[name] = U * S, V.T  # all that is kept of it for the next batch
+        sums[name] = U * S, V.T  # kept in its place; smaller in a layer that is wider than 512
 
     try:
         for name, layer in layers.items():  # leaves of their own: G leaves out the other uses of a tied weight
@@ -224,7 +227,7 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
 def precondition_gradients(model, damping=1e-6):
     """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1), in place on .grad:
 
-        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0
+        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0 (see inverse_grams)
 
     A small gradient step η then moves W by −η s² (P_col(B) G + G P_row(A)), however BA is split into B and A.
     Both metrics (BᵀB, AAᵀ) are from before the step. Factors without a gradient are skipped.
@@ -242,21 +245,17 @@ def precondition_gradients(model, damping=1e-6):
 
 
 def inverse_grams(factors, damping):
-    """(MMᵀ + δI)⁻¹ for n matrices M (r, d), all in one Cholesky factorisation -> (n, r, r)."""
+    """(MMᵀ + δI)⁻¹ of n matrices M (r, d) -> (n, r, r). δ is `damping`, or the rounding error of MMᵀ if larger."""
     dtype = torch.promote_types(factors[0].dtype, torch.float32)
     grams = torch.stack([M @ M.T for M in (factor.to(dtype) for factor in factors)])
     diagonals = grams.diagonal(dim1=1, dim2=2)  # (n, r), a view
-    # Rounding can cost MMᵀ its positive definiteness if M lacks full rank: δ is at least as large as that error.
-    rounding = 4 * torch.finfo(dtype).eps * diagonals.sum(dim=1, keepdim=True)
+    rounding = 4 * torch.finfo(dtype).eps * diagonals.sum(dim=1, keepdim=True)  # enough for Cholesky at any rank
     diagonals += rounding.clamp(min=damping)
     return torch.cholesky_inverse(torch.linalg.cholesky(grams))
 
 
 def attach_preconditioner(optimizer, model, damping=1e-6):
-    """Preconditions the gradients at the start of every optimizer.step() -> a handle with remove().
-
-    Clipping sees the plain gradients. A step with a closure (LBFGS) raises ValueError: its gradients come later.
-    """
+    """Preconditions at the start of every optimizer.step(), after any clipping -> a handle; ValueError for closures."""
     def before_step(optimizer, args, kwargs):
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # args[0]: the optimizer
             raise ValueError("the preconditioner needs an optimizer whose step takes no closure")

@@ -120,7 +120,8 @@ class GPT(nn.Module):
             return self.lm_head(x), None
         looks = targets != -1  # to project the rest onto the vocabulary would cost a tenth of a step of `math`
         logits = self.lm_head(x[looks])  # (n, V)
-        return logits, F.cross_entropy(logits, targets[looks])
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return logits, F.cross_entropy(logits.to(precise), targets[looks])
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
         """Continues idx (B, T) by max_new_tokens tokens -> (B, T + max_new_tokens).

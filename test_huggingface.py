@@ -80,9 +80,10 @@ def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
              (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48,."),
              (variant("wider", n_embd=32), r"is \(48,\), expected \(96,\)"),
              (variant("llama", model_type="llama"), "config.json does not describe a GPT-2"),
+             (variant("epsilon", layer_norm_epsilon=1e-6), "config.json does not describe a GPT-2"),
              (variant("relu", activation_function="relu"), "config.json does not describe a GPT-2"),
              (tmp_path / "other" / "pytorch_model.bin", "config.json is missing or damaged"),
-             (tmp_path / "good" / "pytorch_model.bin", "is not a file")]
+             (tmp_path / "good" / "pytorch_model.bin", "neither gpt2, .* nor the file of a checkpoint")]
     for path, sentence in cases:
         with pytest.raises(ValueError, match=sentence) as error:
             load_gpt2(path)

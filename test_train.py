@@ -162,6 +162,17 @@ def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, fl
         assert abs(tasks.load("docs", tokenizer.load(), 32).evaluate(model, 32) - result["source_loss_after"]) < 1e-4
 
 
+def test_a_base_in_bfloat16_trains_float32_factors(tiny, monkeypatch):
+    models, build = [], train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *args: models.append(build(*args)) or models[-1])
+    for method in ("loraga", "riemannian"):
+        tiny("--method", method, "--base_dtype", "bfloat16", "--steps", "20", "--lr", "3e-3", "--out_dir", method)
+        assert {(name.rpartition(".")[2].startswith("lora_"), p.dtype) for name, p in models[-1].named_parameters()} == {
+            (True, torch.float32), (False, torch.bfloat16)}
+        found = losses(Path(method))
+        assert sum(found[-5:]) < 0.99 * sum(found[:5])
+
+
 class StopAfter(threading.Event):
     """Set once it has been asked `count` times: a Ctrl-C at a step of our choice."""
 
@@ -268,6 +279,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
         "--method loraga --rank 129": "allowed are 1 to 128", "--lr abc": "argument --lr: invalid float value: 'abc'",
         "--dropout 1": "1 is not allowed: at least 0 and below 1", "--device abacus": "--device abacus is not",
         "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
+        "--method full --export peft": "--export needs an adapter", "--block_size 129": "--block_size 129 or the vocabulary's",
         "--grad_accum 3": "--batch_size 32 must be a multiple of --grad_accum 3",
         f"--data {tmp_path}/short.txt": "too short", f"--data {tmp_path}": "is neither",
         "--targets q_proj": "target 'q_proj' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head",
@@ -297,7 +309,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_p
 def launch(*flags):
     """Starts train.py."""
     return subprocess.Popen([sys.executable, *map(str, flags)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 ENDLESS = ("--steps", 10 ** 6, "--eval_interval", 10 ** 6, "--device", "cpu")
@@ -330,7 +342,7 @@ def test_two_processes_make_the_losses_and_the_lora_ga_start_of_one_and_resume_i
     run = launch(*TORCHRUN, "twice.py", tmp_path / "base.pt", f"--method lora {shared} lora2", f"--method loraga {shared} loraga2",
                  f"--method lora --resume {shared} resumed")
     output, error = run.communicate(timeout=120)
-    assert run.returncode == 0 and output.count("4/4") == 3, error
+    assert run.returncode == 0 and output.count("4/4") >= 3, error
     for method in ("lora", "loraga", "lora"):
         one, two = losses(tmp_path / f"{method}1"), losses(tmp_path / f"{method}2")
         assert len(one) == 4 and max(abs(a - b) for a, b in zip(one, two)) < 1e-5 and one[0] != one[3]
@@ -349,7 +361,7 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(tmp_path):
     victim = next(pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
     os.kill(int(victim), signal.SIGKILL)
     error = run.communicate(timeout=60)[1]
-    assert run.returncode != 0 and "train.py: process 0 lost the others" in error
+    assert run.returncode != 0 and "train.py: process 0 stopped: " in error
 
 
 def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_no_lock(tmp_path):

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def build_parser():
     add("--lr_ratio", type=positive, help="LoRA+: B's learning rate over A's (1, and 16 in loraplus)")
     add("--precondition", action="store_true", default=None, help="precondition gradients (on in riemannian)")
     add("--no_precondition", dest="precondition", action="store_false", help="do not, whatever the method")
-    add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics (1e-6)")
+    add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics; at least their rounding error (1e-6)")
     add("--lr", type=positive, help="the peak learning rate (each method has its own)")
     add("--betas", type=fraction, nargs=2, metavar=("B1", "B2"), help="AdamW's two memories (0.7 0.8)")
     add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
@@ -105,7 +106,7 @@ def parse_args(argv=None):
     for name, value in {**DEFAULTS, **PRESETS[args.method]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
     args.batch_size = args.batch_size or (32 if args.data == "math" else 16)
     if args.batch_size % (args.grad_accum * PROCESSES):
@@ -118,7 +119,7 @@ def parse_args(argv=None):
 
 def pick_device(name):
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and PROCESSES == 1 else "cpu"
     try:
         return torch.empty(0, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name).device
     except (RuntimeError, AssertionError):  # torch's answers to devices that it does not know or find
@@ -182,7 +183,6 @@ def resume(args, model, checkpoint):
         model.load_state_dict(state, strict=False)
         optimizer = build_optimizer(args, model)
         optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["rng"])
         return optimizer, checkpoint["progress"]
     except (KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError(f"{args.out_dir}/ckpt.pt does not fit the model of these flags") from None
@@ -190,9 +190,8 @@ def resume(args, model, checkpoint):
 
 def save_checkpoint(args, model, optimizer, task, progress):
     """Writes ckpt.pt, from which --resume goes on, and log.csv."""
-    save(Path(args.out_dir) / "ckpt.pt", {
-        "settings": experiment(args), "progress": progress, "model": trained_state(model),
-        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()})
+    save(Path(args.out_dir) / "ckpt.pt", {"settings": experiment(args), "progress": progress,
+                                          "model": trained_state(model), "optimizer": optimizer.state_dict()})
     rows = [("step", "loss", "lr", "ms", task.metric), *progress["log"]]
     with replace_file(Path(args.out_dir) / "log.csv") as file:
         file.writelines((",".join(map(str, row)) + "\n").encode() for row in rows)
@@ -213,6 +212,7 @@ def shares(idx, targets, count):
 
 def train_step(args, model, optimizer, idx, targets, step):
     """One optimizer step on a batch -> its loss; ValueError if that or the new weights are not finite."""
+    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + RANK)  # dropout too is a function of the step
     model.train()
     loss = 0.0
     for part, labels, share in shares(idx, targets, args.grad_accum):
@@ -227,22 +227,20 @@ def train_step(args, model, optimizer, idx, targets, step):
     torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor(step, args)
-    optimizer.step()
+    if math.isfinite(loss):
+        optimizer.step()
     optimizer.zero_grad()
-    if not math.isfinite(loss) or not all(p.isfinite().all() for p in trained):
+    if not math.isfinite(loss) or not torch.stack([p.isfinite().all() for p in trained]).all():
         raise ValueError(f"the loss or the weights are no longer finite at step {step + 1}: try an --lr below "
                          f"{args.lr:g}; the last finite checkpoint is {args.out_dir}/ckpt.pt")
     return loss
 
 
 def train(args, interrupted=threading.Event()):
-    """Runs the experiment that `parse_args` describes -> what <out_dir>/result.json holds, a dict.
-
-    Once `interrupted` is set, it saves a checkpoint and raises KeyboardInterrupt. Its ValueErrors are one sentence.
-    """
+    """Runs what `parse_args` describes -> the dict in result.json; stops with a checkpoint once `interrupted` is set."""
     start, device, checkpoint = time.perf_counter(), pick_device(args.device), find_checkpoint(args)
     if PROCESSES > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(device_id=device if device.type == "cuda" else None, timeout=timedelta(days=1))
     if RANK:
         dist.barrier()  # process 0 goes first: it downloads, and cuts into tokens, what the others then find
     model = build_model(args, device)
@@ -267,7 +265,7 @@ def train(args, interrupted=threading.Event()):
         optimizer = build_optimizer(args, model)
     locked = lock(args.out_dir)  # noqa: F841: until this function returns
     save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
-    forward = torch.nn.parallel.DistributedDataParallel(model) if PROCESSES > 1 else model
+    forward = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if PROCESSES > 1 else model
     forward, first, log = torch.compile(forward) if args.compile else forward, progress["step"], progress["log"]
     spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
     for step in range(first, args.steps):
@@ -280,7 +278,10 @@ def train(args, interrupted=threading.Event()):
         if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
             log[-1][-1] = task.evaluate(model)
             line += f"  {task.metric} {task.in_words(log[-1][-1])}"
-        if (stop := interrupted.is_set()) or due:
+        stop = torch.tensor(float(interrupted.is_set()), device=device)
+        if PROCESSES > 1:
+            dist.all_reduce(stop)  # if one process stops, all do
+        if stop or due:
             save_checkpoint(args, model, optimizer, task, progress)
         if due or now - shown > 5:
             shown, left = now, (now - loop) / (step + 1 - first) * (args.steps - step - 1)
@@ -304,8 +305,7 @@ def finish(args, model, optimizer, task, source, progress):
         "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "processes": PROCESSES},
     }
-    weights = ("adapter.pt", lora.adapter_state_dict(model)) if adapted else ("model.pt", base.contents(model))
-    save(directory / weights[0], weights[1])
+    save(directory / f"{'adapter' if adapted else 'model'}.pt", (lora.adapter_state_dict if adapted else base.contents)(model))
     if args.export:
         huggingface.export_peft(model, directory / "peft")
     with replace_file(directory / "result.json") as file:
@@ -341,9 +341,9 @@ def main():
     except (ValueError, OSError) as error:
         build_parser().error(error)
     except RuntimeError as error:
-        if PROCESSES == 1:
+        if PROCESSES == 1 and not isinstance(error, torch.OutOfMemoryError):
             raise
-        build_parser().error(f"process {RANK} lost the others: {str(error).splitlines()[0]}")
+        build_parser().error(f"process {RANK} stopped: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

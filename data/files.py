@@ -64,4 +64,6 @@ def lock(directory):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"--out_dir {directory} is in use by another run") from None
+    for leftover in Path(directory).glob("*.tmp") if not RANK else ():  # of a run that was killed while it wrote
+        leftover.unlink()
     return file

@@ -99,8 +99,9 @@ class Text:
         last = len(self.val) - self.block_size - 1
         starts = np.linspace(0, last, min(windows, 1 + last // self.block_size)).astype(int)
         device = next(model.parameters()).device
+        groups = min(len(starts), math.ceil(len(starts) * self.block_size / 4096))  # 4096 tokens at a time
         losses = [model(*(part.to(device) for part in self._windows(self.val, group)))[1] * len(group)
-                  for group in np.array_split(starts, math.ceil(len(starts) / 32))]
+                  for group in np.array_split(starts, groups)]
         return torch.stack(losses).sum().item() / len(starts)
 
     def bits_per_byte(self, nats_per_token):

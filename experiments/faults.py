@@ -1,0 +1,58 @@
+"""kill -9 at ten random moments of a run, then --resume: is the end, bit for bit, that of the undisturbed run?
+
+    python -m experiments.faults
+
+The run writes a checkpoint after every step, so that many of the kills fall into the writing of one.
+"""
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data.files import load_file
+
+FLAGS = ["--method", "loraga", "--precondition", "--steps", "60", "--eval_interval", "1", "--dropout", "0.1", "--device", "cpu"]
+
+
+def start(directory, *more):
+    return subprocess.Popen([sys.executable, "train.py", *FLAGS, "--out_dir", str(directory), *more],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    whole, killed, moments = Path("out/faults/whole"), Path("out/faults/killed"), random.Random(args.seed)
+    shutil.rmtree("out/faults", ignore_errors=True)
+    began = time.perf_counter()
+    if start(whole).wait():
+        sys.exit("the undisturbed run failed")
+    seconds, leftovers, steps = time.perf_counter() - began, 0, []
+    for kill in range(args.kills):
+        run = start(killed, *["--resume"] * (killed / "ckpt.pt").exists())
+        time.sleep(moments.uniform(4, 4 + (seconds - 4) / args.kills * 1.5))
+        run.kill()
+        error = run.communicate()[1]
+        if error:
+            sys.exit(f"the run said: {error}")
+        leftovers += len(list(killed.glob("*.tmp")))
+        steps.append(load_file(killed / "ckpt.pt")["progress"]["step"] if (killed / "ckpt.pt").exists() else 0)
+        print(f"kill {kill + 1}/{args.kills}: the checkpoint is of step {steps[-1]}", flush=True)
+    error = start(killed, *["--resume"] * (killed / "ckpt.pt").exists()).communicate()[1]
+    first, second = (load_file(directory / "ckpt.pt") for directory in (whole, killed))
+    same = all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    losses = [[row[1] for row in checkpoint["progress"]["log"]] for checkpoint in (first, second)]
+    print(f"{args.kills} kills, {leftovers} half-written files seen and never read; the end is "
+          f"{'bit for bit the same' if same and losses[0] == losses[1] else 'DIFFERENT'} {error}")
+    sys.exit(not same or losses[0] != losses[1])
+
+
+if __name__ == "__main__":
+    main()
