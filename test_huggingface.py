@@ -185,7 +185,7 @@ def runs(tmp_path_factory):
     directories = []
     for method in ("lora", "loraga"):
         directories.append(tmp_path_factory.mktemp(method) / "o")
-        args = train.parse_args(["--method", method, "--steps", "2", "--device", "cpu", "--export", "peft", "--out_dir", str(directories[-1])])
+        args = train.parse_args(["--method", method, "--steps", "2", "--lr", "0.03", "--warmup", "0", "--device", "cpu", "--export", "peft", "--out_dir", str(directories[-1])])
         train.train(args)
     return directories
 
@@ -205,14 +205,15 @@ def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, 
         merged = transformers.AutoModelForCausalLM.from_pretrained(directory / "merged").eval()
         for other in (adapter, merged):
             torch.testing.assert_close(other(idx).logits, model(idx)[0], rtol=0, atol=1e-4)
-    out = run("sample.py", "--adapter", runs[0], "--adapter", runs[1], "--prompt", "What is 4 plus 5?", "--tokens", "4").stdout
+    out = run("sample.py", "--adapter", runs[0], "--adapter", runs[1], "--prompt", "This function returns the", "--tokens", "8").stdout
     lines = out.splitlines()
     assert len(lines) == 3 and lines[0].startswith("base ") and str(runs[1]) in lines[2]
+    assert len({line.split(maxsplit=1)[1] for line in lines}) == 3  # three models, three answers
     for line, state in zip(lines, (None, *(sample.load_run(directory)[1] for directory in runs))):
         model, encoding = base.load(), tokenizer.load()
         if state:
             lora.load_adapter(model, state)
-        tokens = model.generate(torch.tensor([encoding.encode("What is 4 plus 5?")]), 4, temperature=0)[0].tolist()
+        tokens = model.generate(torch.tensor([encoding.encode("This function returns the")]), 8, temperature=0)[0].tolist()
         assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
 
 

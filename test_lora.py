@@ -444,8 +444,9 @@ def test_lora_ga_refuses_with_a_sentence_and_leaves_the_model_alone():
     for model, loss, sentence in cases:
         before = copy.deepcopy(model.state_dict())
         flags = [p.requires_grad for p in model.parameters()]
-        with pytest.raises(ValueError, match=re.escape(sentence)):
-            lora_ga_init(model, [tokens()], loss)
+        for batches in ([tokens()], [tokens(), tokens(seed=4)]):
+            with pytest.raises(ValueError, match=re.escape(sentence)):
+                lora_ga_init(model, batches, loss)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert flags == [p.requires_grad for p in model.parameters()]
 
@@ -642,7 +643,9 @@ def test_gpt_generate_is_greedy_at_0_seeded_and_leaves_other_randomness_alone():
     greedy = model.generate(idx, 3, temperature=0)
     assert torch.equal(greedy, model.generate(idx, 3, top_k=1))
     model.eval()
-    assert torch.equal(greedy[:, 12], model(idx)[0][:, -1].argmax(-1)) and greedy.shape == (4, 15)
+    for T in (12, 13, 14):
+        assert torch.equal(greedy[:, T], model(greedy[:, :T])[0][:, -1].argmax(-1))
+    assert torch.equal(greedy[:, :12], idx) and greedy.shape == (4, 15)
 
 
 # The README

@@ -379,7 +379,7 @@ def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_no_lock(t
     files.lock(tmp_path / "o").close()
 
 
-def test_a_full_disk_ends_with_a_sentence_and_keeps_the_last_checkpoint(tiny, tmp_path):
+def test_a_full_disk_ends_with_a_sentence_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     tiny("--steps", "2", "--out_dir", "o")
     before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -390,6 +390,9 @@ def test_a_full_disk_ends_with_a_sentence_and_keeps_the_last_checkpoint(tiny, tm
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
+    monkeypatch.setattr(torch, "save", lambda *args: (_ for _ in ()).throw(RuntimeError("unexpected pos 64\nand more")))
+    with pytest.raises(OSError, match="ckpt.pt could not be written: is the disk full.*unexpected pos 64.$"):  # as torch says it
+        files.save(tmp_path / "o" / "ckpt.pt", {})
     assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
 
 
