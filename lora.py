@@ -225,7 +225,7 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
 
 @torch.no_grad()
 def precondition_gradients(model, damping=1e-6):
-    """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1), in place on .grad:
+    """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1) of every .grad:
 
         ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0 (see inverse_grams)
 
