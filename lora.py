@@ -246,10 +246,11 @@ def precondition_gradients(model, damping=1e-6):
 
 def inverse_grams(factors, damping):
     """(MMᵀ + δI)⁻¹ of n matrices M (r, d) -> (n, r, r). δ is `damping`, or the rounding error of MMᵀ if larger."""
-    dtype = torch.promote_types(factors[0].dtype, torch.float32)
-    grams = torch.stack([M @ M.T for M in (factor.to(dtype) for factor in factors)])
+    if factors[0].dtype.itemsize < 4:  # half precision
+        factors = [M.float() for M in factors]
+    grams = torch.stack([M @ M.T for M in factors])
     diagonals = grams.diagonal(dim1=1, dim2=2)  # (n, r), a view
-    rounding = 4 * torch.finfo(dtype).eps * diagonals.sum(dim=1, keepdim=True)  # enough for Cholesky at any rank
+    rounding = 4 * torch.finfo(grams.dtype).eps * diagonals.sum(dim=1, keepdim=True)  # enough for Cholesky at any rank
     diagonals += rounding.clamp(min=damping)
     return torch.cholesky_inverse(torch.linalg.cholesky(grams))
 
