@@ -1,11 +1,11 @@
-"""GPT-2's weights in, PEFT adapters in and out, merged checkpoints out; `transformers` is not needed for any of it.
+"""GPT-2's weights in, PEFT adapters in and out, merged checkpoints out, without `transformers`.
 
-    model = load_gpt2("gpt2")                 # or a path or a URL of pytorch_model.bin or model.safetensors
-    export_peft(model, "my_adapter")          # of a model with LoRA; PeftModel.from_pretrained(hf_gpt2, "my_adapter")
+    model = load_gpt2("gpt2")                 # or the path or the URL of a checkpoint
+    export_peft(model, "my_adapter")          # for peft.PeftModel.from_pretrained(hf_gpt2, "my_adapter")
     load_peft(load_gpt2("gpt2"), "my_adapter")
-    merge_and_save(model, "my_model")         # AutoModelForCausalLM.from_pretrained("my_model")
+    merge_and_save(model, "my_model")         # for transformers.AutoModelForCausalLM.from_pretrained("my_model")
+    python huggingface.py export OUT_DIR      # a run's adapter, to OUT_DIR/peft; `merge`: to OUT_DIR/merged
 
-    python huggingface.py export OUT_DIR      # a run's adapter as PEFT's, in OUT_DIR/peft; or `merge`, in OUT_DIR/merged
 A checkpoint is a dict of tensors with config.json beside it. HF's GPT-2 keeps its linear layers as Conv1D: weights
 are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model.safetensors (or .bin), of
 "base_model.model.<layer>.lora_A.weight" (r, d_in) and "….lora_B.weight" (d_out, r), and adapter_config.json, with
@@ -45,14 +45,14 @@ def load_gpt2(name_path_or_url):
     try:
         if any(config.get(key, value) != value for key, value in ARCHITECTURE.items()):
             raise KeyError
-        config = GPTConfig(config["n_positions"], config["vocab_size"], config["n_layer"], config["n_head"], config["n_embd"])
+        config = GPTConfig(*(config[key] for key in ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")))
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path.with_name('config.json')} does not describe a GPT-2 as OpenAI's") from None
     state = {}
     for name, value in _read_tensors(path).items():
         name = "transformer." + name.removeprefix("transformer.")
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks, and the tied output
-            state[name] = value.T if name.endswith(CONV1D) else value
+            state[name] = (value.T if name.endswith(CONV1D) else value).float().contiguous()
     with torch.device("meta"):
         model = GPT(config)
     expected, found = ({name: tuple(value.shape) for name, value in tensors.items() if name != "lm_head.weight"}
@@ -61,7 +61,7 @@ def load_gpt2(name_path_or_url):
         if found.get(name) != expected.get(name):
             raise ValueError(f"{path} is not the GPT-2 of its config.json: {name} is {found.get(name, 'missing')}, "
                              f"expected {expected.get(name, 'nothing of that name')}")
-    model.load_state_dict({name: value.float().contiguous() for name, value in state.items()}, strict=False, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)
     model.lm_head.weight = model.transformer.wte.weight
     return model
 
@@ -128,8 +128,8 @@ def export_peft(model, directory):
         raise ValueError("a PEFT adapter needs LoRA layers, all of them with rslora or all without")
     first = next(iter(layers))
     _write(directory, ("adapter_model.safetensors", "adapter_model.bin"), tensors, "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
-        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": layers[first].rslora, "lora_dropout": 0.0, "bias": "none",
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
+        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": layers[first].rslora,
         "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
         "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
         "target_modules": list(layers), "fan_in_fan_out": True,  # of HF's Conv1D
@@ -141,7 +141,7 @@ def load_peft(model, directory):
     config = _read_json(Path(directory) / "adapter_config.json")
     unread = [key for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters") if config.get(key)]
     if config.get("peft_type") != "LORA" or unread or str(config.get("init_lora_weights")).startswith(OTHER_START):
-        raise ValueError(f"{directory} holds no plain LoRA adapter: {', '.join(unread) or 'its type or its start differs'}")
+        raise ValueError(f"{directory} holds no plain LoRA adapter: its {' and '.join(unread) or 'type or start'}")
     file, state = Path(directory) / "adapter_model.safetensors", {}
     file = file if file.exists() else file.with_suffix(".bin")
     for key, value in _read_tensors(file).items():

@@ -29,13 +29,13 @@ class LoRALinear(nn.Module):
         super().__init__()
         d_out, d_in = linear.weight.shape
         _check_rank(rank, min(d_out, d_in), "this layer")
-        # At least float32: bfloat16 would round small steps away.
-        options = dict(device=linear.weight.device, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         self.linear = linear.requires_grad_(False)
-        self.lora_A = nn.Parameter(torch.empty(rank, d_in, **options))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **options))  # zero: training starts from W0
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bfloat16 would lose small steps
+        self.lora_A = nn.Parameter(linear.weight.new_empty(rank, d_in, dtype=dtype))
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(d_out, rank, dtype=dtype))  # zero: it starts at W0
         nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
-        self.rslora, self.scale = rslora, (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
+        self.rslora = rslora
+        self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
         self.dropout = nn.Dropout(dropout).train(linear.training)
         self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
         self.register_buffer("lora_B0", None)
@@ -49,7 +49,7 @@ class LoRALinear(nn.Module):
         y = self.linear(rows)
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(y.dtype)
         h = self.dropout(rows) @ A.T  # (N, r)
-        # A copy of Bᵀ has autograd find hᵀ∇y for B, not the slow (∇y)ᵀh: a step takes 12 % less (4 × 256, 2 cores).
+        # A copy of Bᵀ has autograd find hᵀ∇y for B, not the slow (∇y)ᵀh: 12 % of a step (4 × 256, 2 cores).
         y.addmm_(h, B.T.contiguous(), alpha=self.scale)
         return y.view(x.shape[:-1] + y.shape[-1:])
 
@@ -66,7 +66,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """Sets A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same layer but for dropout."""
+        """A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same layer but for dropout."""
         self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
         self.linear.weight = self._weight_plus(-self.scale)
 
@@ -75,7 +75,7 @@ class LoRALinear(nn.Module):
     def merge(self):
         """Adds s·BA to the weight, so that the layer costs one plain linear; does nothing if merged."""
         if not self.merged:
-            self.unmerged_weight = self.linear.weight  # kept: W + s·BA − s·BA is not quite W in floating point
+            self.unmerged_weight = self.linear.weight  # kept: W + s·BA − s·BA is not exactly W
             self.linear.weight = self._weight_plus(self.scale)
 
     def unmerge(self):
@@ -140,7 +140,8 @@ def lora_plus_groups(model, lr, ratio=16.0):
     With one rate for both, what the model learns through B vanishes as it grows wider (theory: λ = Θ(width);
     16 is experience). Other trainable parameters form a third group, at lr. Ratio 1 is LoRA. -> list[dict]
     """
-    A, B = ([getattr(layer, factor) for layer in lora_layers(model).values()] for factor in ("lora_A", "lora_B"))
+    layers = lora_layers(model).values()
+    A, B = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
     others = [p for p in model.parameters() if p.requires_grad and p not in set(A + B)]
     groups = [{"params": A, "lr": lr}, {"params": B, "lr": ratio * lr}, {"params": others, "lr": lr}]
     return [group for group in groups if group["params"]]
@@ -155,9 +156,9 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
         −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
     Call it once, after apply_lora(..., rslora=True): s = alpha/√r is the paper's scale (Theorem 3.2).
     batches is an iterable of what loss_fn(model, batch) -> scalar tensor takes. With torch.distributed, every
-    process calls it, on the bare model, with its share of each batch and of its loss. ValueError, with the model
-    unchanged, for 2r > min(d_in, d_out), for an adapter that is merged or has left its zero start, and for a
-    layer whose gradient is missing, zero or not finite.
+    process calls it, on the bare model, with its share of each batch and of its loss. ValueError, leaving
+    the model unchanged, for 2r > min(d_in, d_out), for an adapter that is merged or has left its zero start,
+    and for a layer whose gradient is missing, zero or not finite.
     """
     layers, starts = lora_layers(model), {}
     for name, layer in layers.items():
@@ -181,7 +182,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 def truncated_svd(G, k):
     """The n ≥ k largest singular values of G and their vectors -> U (d_out, n), S (n,), V (d_in, n).
 
-    Exact up to 512 wide; beyond, a randomised sketch (Halko et al., arXiv 0909.4061), many times faster, which
+    Exact up to 512 wide; beyond, a randomised sketch (Halko et al., arXiv 0909.4061), many times faster; it
     costs LoRA-GA's first step less than 1 % of its cosine unless the gradient is white noise (test_lora.py).
     """
     if min(G.shape) > max(512, 2 * k):
@@ -211,7 +212,7 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
         sums[name] = U * S, V.T  # kept in its place; smaller in a layer that is wider than 512
 
     try:
-        for name, layer in layers.items():  # leaves of their own: G leaves out the other uses of a tied weight
+        for name, layer in layers.items():  # leaves of their own: G is without other uses of a tied weight
             layer.linear.weight = nn.Parameter(weights[name].detach())
             layer.linear.weight.register_post_accumulate_grad_hook(lambda W, name=name: collect(name, W))
         leaves = [layer.linear.weight for layer in layers.values()]
@@ -245,18 +246,17 @@ def precondition_gradients(model, damping=1e-6):
 
 
 def inverse_grams(factors, damping):
-    """(MMᵀ + δI)⁻¹ of n matrices M (r, d) -> (n, r, r). δ is `damping`, or the rounding error of MMᵀ if larger."""
-    if factors[0].dtype.itemsize < 4:  # half precision
-        factors = [M.float() for M in factors]
+    """(MMᵀ + δI)⁻¹ of n matrices M (r, d) -> (n, r, r); δ is `damping`, or MMᵀ's rounding error if larger."""
+    factors = [M.float() if M.dtype.itemsize < 4 else M for M in factors]  # half precision is not enough
     grams = torch.stack([M @ M.T for M in factors])
     diagonals = grams.diagonal(dim1=1, dim2=2)  # (n, r), a view
-    rounding = 4 * torch.finfo(grams.dtype).eps * diagonals.sum(dim=1, keepdim=True)  # enough for Cholesky at any rank
+    rounding = 4 * torch.finfo(grams.dtype).eps * diagonals.sum(dim=1, keepdim=True)  # for Cholesky
     diagonals += rounding.clamp(min=damping)
     return torch.cholesky_inverse(torch.linalg.cholesky(grams))
 
 
 def attach_preconditioner(optimizer, model, damping=1e-6):
-    """Preconditions at the start of every optimizer.step(), after any clipping -> a handle; ValueError for closures."""
+    """Preconditions before every optimizer.step(), after any clipping -> a handle; ValueError for closures."""
     def before_step(optimizer, args, kwargs):
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # args[0]: the optimizer
             raise ValueError("the preconditioner needs an optimizer whose step takes no closure")
@@ -281,7 +281,7 @@ def adapter_state_dict(model):
 def load_adapter(model, state):
     """Puts a saved adapter on the untouched base model, in place, and freezes everything else -> model.
 
-    LoRA layers already there are replaced. ValueError if the adapter does not fit, or the base is not untouched.
+    LoRA layers already there are replaced. ValueError for an adapter that does not fit, or a changed base.
     """
     layers, adapters = lora_layers(model), {}
     if any(layer.merged or layer.lora_A0 is not None for layer in layers.values()):

@@ -1,4 +1,4 @@
-"""huggingface.py against the real transformers and peft, and sample.py. Without those packages, most are skipped."""
+"""huggingface.py against the real transformers and peft (without them, most are skipped), and sample.py."""
 import json
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent
 TINY = dict(n_positions=32, vocab_size=60, n_layer=2, n_head=2, n_embd=16)
+SMALLEST = dict(n_positions=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768)  # of GPT-2's four
 IDX = torch.randint(60, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
@@ -34,21 +35,22 @@ def gpt2(transformers, **changes):
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**TINY, **changes}))
     for name, p in model.named_parameters():
-        if p.dim() == 1:
-            torch.nn.init.normal_(p, mean=1.0 * name.endswith("weight"), std=0.1)  # no bias is zero, no norm is trivial
+        if p.dim() == 1:  # no bias is to be zero, no norm trivial
+            torch.nn.init.normal_(p, mean=1.0 * name.endswith("weight"), std=0.1)
     return model.eval()
 
 
 def save_as_hf_once_did(model, directory):
-    """pytorch_model.bin as on the hub: without the "transformer." of newer files, with the attention masks."""
-    state = {name.removeprefix("transformer."): value for name, value in model.state_dict().items() if "lm_head" not in name}
+    """pytorch_model.bin as on the hub: without the "transformer." of newer files, with attention masks."""
+    state = {name.removeprefix("transformer."): value for name, value in model.state_dict().items()
+             if "lm_head" not in name}
     state["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
     torch.save(state, directory / "pytorch_model.bin")
 
 
-@pytest.mark.parametrize("shape", [TINY, dict(n_positions=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768)],
-                         ids=["tiny", "124M"])
-def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transformers, shape, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [TINY, SMALLEST], ids=["tiny", "124M"])
+def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transformers, shape, tmp_path,
+                                                                         monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     theirs = gpt2(transformers, **shape)
     theirs.save_pretrained(tmp_path)
@@ -59,7 +61,8 @@ def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transfo
         for address in (tmp_path / file, (tmp_path / file).as_uri()):
             model = load_gpt2(address).eval()
             torch.testing.assert_close(model(IDX)[0], expected, rtol=0, atol=1e-4)
-            assert model.config.n_head == shape["n_head"] and model.lm_head.weight is model.transformer.wte.weight
+            assert model.config.n_head == shape["n_head"]
+            assert model.lm_head.weight is model.transformer.wte.weight
 
 
 def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
@@ -67,16 +70,18 @@ def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
         directory = tmp_path / name
         directory.mkdir()
         theirs.save_pretrained(directory)
-        (directory / "model.safetensors").write_bytes(contents or (directory / "model.safetensors").read_bytes())
+        weights = directory / "model.safetensors"
+        weights.write_bytes(contents or weights.read_bytes())
         settings = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**settings, **config}))
-        return directory / "model.safetensors"
+        return weights
 
     theirs = gpt2(transformers)
     good = variant("good").read_bytes()
     (tmp_path / "other").mkdir()
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other" / "pytorch_model.bin")
-    cases = [(variant("cut", good[:-100]), "damaged or not a checkpoint"), (variant("junk", b"junk" * 99), "damaged or not a checkpoint"),
+    cases = [(variant("cut", good[:-100]), "damaged or not a checkpoint"),
+             (variant("junk", b"junk" * 99), "damaged or not a checkpoint"),
              (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48,."),
              (variant("wider", n_embd=32), r"is \(48,\), expected \(96,\)"),
              (variant("llama", model_type="llama"), "config.json does not describe a GPT-2"),
@@ -96,11 +101,12 @@ def test_without_a_network_the_sentence_names_the_file_and_its_place(tmp_path, m
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(OSError, match="https://huggingface.co/openai-community/gpt2/resolve/main/.* by hand") as error:
+    advice = "https://huggingface.co/openai-community/gpt2/resolve/main/.* by hand"
+    with pytest.raises(OSError, match=advice) as error:
         load_gpt2("gpt2")
     place = Path(str(error.value).rpartition(" ")[2])
     assert place.is_relative_to(tmp_path)
-    for file, url in (("config.json", "x"), ("pytorch_model.bin", "x")):  # once the files are there, they are used
+    for file in ("config.json", "pytorch_model.bin"):  # once the files are there, they are used
         place.mkdir(parents=True, exist_ok=True)
         (place / file).write_bytes(b"{")
     with pytest.raises(ValueError, match="config.json is missing or damaged"):
@@ -121,10 +127,11 @@ def adapted(model, method, rslora=False, alpha=5.0, rank=3):
 
 @pytest.mark.parametrize("method, rslora", [("lora", False), ("lora", True), ("loraga", True)])
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
-def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, transformers, tmp_path, monkeypatch, method, rslora, safe):
-    theirs = gpt2(transformers)
+def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, transformers, tmp_path,
+                                                                        monkeypatch, method, rslora, safe):
+    theirs, weights = gpt2(transformers), tmp_path / "base" / "model.safetensors"
     theirs.save_pretrained(tmp_path / "base")
-    model = adapted(load_gpt2(tmp_path / "base" / "model.safetensors"), method, rslora)
+    model = adapted(load_gpt2(weights), method, rslora)
     if not safe:
         monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
     export_peft(model, tmp_path / "adapter")
@@ -132,21 +139,25 @@ def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, tr
     assert (tmp_path / "adapter" / ("adapter_model.safetensors" if safe else "adapter_model.bin")).exists()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["use_rslora"] == rslora and set(config["target_modules"]) == lora.lora_layers(model).keys()
-    assert (config["r"], config["lora_alpha"]) == ((6, pytest.approx(5 * 2 ** 0.5)) if method == "loraga" else (3, 5.0))
+    expected = (6, pytest.approx(5 * 2 ** 0.5)) if method == "loraga" else (3, 5.0)  # LoRA-GA's has rank 2r
+    assert (config["r"], config["lora_alpha"]) == expected
     loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
-    assert (loaded(IDX).logits - load_gpt2(tmp_path / "base" / "model.safetensors")(IDX)[0]).abs().max() > 0.01
-    again = load_peft(load_gpt2(tmp_path / "base" / "model.safetensors"), tmp_path / "adapter")
+    assert (loaded(IDX).logits - load_gpt2(weights)(IDX)[0]).abs().max() > 0.01
+    again = load_peft(load_gpt2(weights), tmp_path / "adapter")
     torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["c_fc"]},
-                                     {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1.attn.c_attn": 7}}])
+@pytest.mark.parametrize("options", [
+    {}, {"use_rslora": True}, {"target_modules": ["c_fc"]},
+    {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1.attn.c_attn": 7}},
+])
 def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers, tmp_path, options):
     theirs = gpt2(transformers)
     theirs.save_pretrained(tmp_path / "base")
     options = {"target_modules": ["c_attn", "c_proj", "c_fc"], **options}
-    model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=True, **options))
+    config = peft.LoraConfig(r=4, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=True, **options)
+    model = peft.get_peft_model(theirs, config)
     model.eval().save_pretrained(tmp_path / "adapter")
     mine = load_peft(load_gpt2(tmp_path / "base" / "model.safetensors"), tmp_path / "adapter").eval()
     torch.testing.assert_close(mine(IDX)[0], model(IDX).logits, rtol=0, atol=1e-4)
@@ -155,9 +166,11 @@ def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers
     torch.testing.assert_close(loaded(IDX).logits, model(IDX).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["ln_f"]}])
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"},
+                                     {"modules_to_save": ["ln_f"]}])
 def test_adapters_that_are_not_plain_lora_are_refused(peft, transformers, tmp_path, options):
-    model = peft.get_peft_model(gpt2(transformers), peft.LoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True, **options))
+    config = peft.LoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True, **options)
+    model = peft.get_peft_model(gpt2(transformers), config)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no plain LoRA adapter"):
         load_peft(GPT(GPTConfig(32, 60, 2, 2, 16)), tmp_path)
@@ -172,11 +185,13 @@ def test_a_merged_checkpoint_is_a_plain_hf_model(transformers, tmp_path, method)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
-    assert not any("lora" in name or "linear" in name for name in huggingface._read_tensors(tmp_path / "merged" / "model.safetensors"))
+    names = huggingface._read_tensors(tmp_path / "merged" / "model.safetensors").keys()
+    assert not any("lora" in name or "linear" in name for name in names)
 
 
 def run(*command, **options):
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, **options)
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT,
+                          **options)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +200,8 @@ def runs(tmp_path_factory):
     directories = []
     for method in ("lora", "loraga"):
         directories.append(tmp_path_factory.mktemp(method) / "o")
-        args = train.parse_args(["--method", method, "--steps", "2", "--lr", "0.03", "--warmup", "0", "--device", "cpu", "--export", "peft", "--out_dir", str(directories[-1])])
+        flags = ["--method", method, "--steps", "2", "--lr", "0.03", "--warmup", "0", "--device", "cpu"]
+        args = train.parse_args([*flags, "--export", "peft", "--out_dir", str(directories[-1])])
         train.train(args)
     return directories
 
@@ -194,35 +210,40 @@ def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, 
     shipped = base.load()
     merge_and_save(shipped, tmp_path / "shipped")
     idx = torch.arange(40)[None]
+    contents = lambda directory: {file.name: file.read_bytes() for file in directory.iterdir()}
     for directory in runs:
         model = lora.load_adapter(base.load(), sample.load_run(directory)[1])
-        before = {file.name: file.read_bytes() for file in (directory / "peft").iterdir()}
+        before = contents(directory / "peft")
         for what in ("export", "merge"):
             assert run("huggingface.py", what, directory).returncode == 0
-        assert {file.name: file.read_bytes() for file in (directory / "peft").iterdir()} == before  # as --export wrote it
+        assert contents(directory / "peft") == before  # as --export wrote it
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shipped")
         adapter = peft.PeftModel.from_pretrained(theirs, directory / "peft").eval()
         merged = transformers.AutoModelForCausalLM.from_pretrained(directory / "merged").eval()
         for other in (adapter, merged):
             torch.testing.assert_close(other(idx).logits, model(idx)[0], rtol=0, atol=1e-4)
-    out = run("sample.py", "--adapter", runs[0], "--adapter", runs[1], "--prompt", "This function returns the", "--tokens", "8").stdout
-    lines = out.splitlines()
+    prompt, adapters = "This function returns the", ("--adapter", runs[0], "--adapter", runs[1])
+    lines = run("sample.py", *adapters, "--prompt", prompt, "--tokens", "8").stdout.splitlines()
     assert len(lines) == 3 and lines[0].startswith("base ") and str(runs[1]) in lines[2]
     assert len({line.split(maxsplit=1)[1] for line in lines}) == 3  # three models, three answers
     for line, state in zip(lines, (None, *(sample.load_run(directory)[1] for directory in runs))):
         model, encoding = base.load(), tokenizer.load()
         if state:
             lora.load_adapter(model, state)
-        tokens = model.generate(torch.tensor([encoding.encode("This function returns the")]), 8, temperature=0)[0].tolist()
+        start = torch.tensor([encoding.encode(prompt)])
+        tokens = model.generate(start, 8, temperature=0)[0].tolist()
         assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
 
 
 def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(runs, tmp_path):
     for command in (["sample.py", "--prompt", "x", "--adapter", tmp_path], ["sample.py", "--prompt", ""],
-                    ["sample.py", "--prompt", "x", "--temperature", "-1"], ["huggingface.py", "export", tmp_path],
-                    ["train.py", "--init_from", tmp_path / "none.bin"], ["train.py", "--init_from", (tmp_path / "x.bin").as_uri()]):
+                    ["sample.py", "--prompt", "x", "--temperature", "-1"],
+                    ["huggingface.py", "export", tmp_path],
+                    ["train.py", "--init_from", tmp_path / "none.bin"],
+                    ["train.py", "--init_from", (tmp_path / "x.bin").as_uri()]):
         result = run(*command)
-        assert result.returncode == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
+        error = result.stderr
+        assert result.returncode == 2 and error.count("\n") == 1 and "Traceback" not in error, error
 
 
 def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_tokens():

@@ -1,4 +1,4 @@
-"""The mathematics of lora.py against independent formulas, and the model. `pytest` runs these and the other tests.
+"""The mathematics of lora.py against independent formulas, and the model; `pytest` runs the other tests too.
 
 G is always ∂L/∂W0 from autograd through a plain weight, never from lora.py's own code.
 """
@@ -22,7 +22,8 @@ EXACT = dict(rtol=1e-10, atol=1e-10)
 
 def gpt(dtype=torch.float64, **changes):
     torch.manual_seed(0)
-    return GPT(GPTConfig(**{**dict(block_size=16, vocab_size=40, n_layer=2, n_head=2, n_embd=16), **changes})).to(dtype)
+    shape = dict(block_size=16, vocab_size=40, n_layer=2, n_head=2, n_embd=16)
+    return GPT(GPTConfig(**{**shape, **changes})).to(dtype)
 
 
 def tokens(rows=4, seed=1):
@@ -38,7 +39,8 @@ def randomise(model, seed=2):
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
         for factor in (layer.lora_A, layer.lora_B):
-            factor.data += 0.3 * torch.randn(factor.shape, generator=generator, dtype=torch.float64).to(factor.dtype)
+            noise = torch.randn(factor.shape, generator=generator, dtype=torch.float64)
+            factor.data += 0.3 * noise.to(factor.dtype)
     return model
 
 
@@ -122,14 +124,16 @@ def test_lora_trains_a_and_b_alone_r_times_d_in_plus_d_out_numbers():
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(name.endswith(("lora_A", "lora_B")) for name in trained)
     linears = [m for name, m in plain.named_modules() if name.endswith(("c_attn", "c_proj", "c_fc"))]
-    assert sum(p.numel() for p in trained.values()) == 4 * sum(m.in_features + m.out_features for m in linears)
+    count = sum(p.numel() for p in trained.values())
+    assert count == 4 * sum(m.in_features + m.out_features for m in linears)
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
 def test_lora_frozen_weights_do_not_move_in_training():
     model = apply_lora(gpt(), rank=4)
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1)
     for _ in range(3):
         gpt_loss(model, tokens()).backward()
         optimizer.step()
@@ -139,7 +143,8 @@ def test_lora_frozen_weights_do_not_move_in_training():
 
 def test_lora_layer_freezes_what_it_wraps_and_scales_by_alpha_over_r_or_root_r():
     linear = nn.Linear(8, 8)
-    assert LoRALinear(linear, 4).scale == 1 and not linear.weight.requires_grad and not linear.bias.requires_grad
+    assert LoRALinear(linear, 4).scale == 1
+    assert not linear.weight.requires_grad and not linear.bias.requires_grad
     assert LoRALinear(linear, 4, alpha=6).scale == 1.5
     assert LoRALinear(linear, 4, alpha=6, rslora=True).scale == 3  # Kalajdzievski 2312.03732
     bound = LoRALinear(nn.Linear(400, 400), 64).lora_A.abs().max().item()
@@ -172,7 +177,8 @@ def test_lora_adapter_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("options, sentence", [
     ({"rank": 0}, "rank 0 does not fit transformer.h.0.attn.c_attn: allowed are 1 to 16"),
     ({"rank": 17}, "rank 17 does not fit transformer.h.0.attn.c_attn: allowed are 1 to 16"),
-    ({"targets": ["query"]}, "target 'query' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head"),
+    ({"targets": ["query"]},
+     "target 'query' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head"),
     ({"targets": ["attn"]}, "target 'attn' matches no"),
     ({"targets": []}, "matches no linear layer"),
 ])
@@ -241,7 +247,8 @@ def test_lora_plus_keeps_bs_rate_16_times_as_through_warmup_and_decay():
         a, b = (group["lr"] for group in optimizer.param_groups)
         assert b == 16 * a
         seen.append(a)
-    assert seen[3] == args.lr and seen[0] == args.lr / 4 and seen == sorted(seen[:4]) + sorted(seen[4:], reverse=True)
+    assert seen[3] == args.lr and seen[0] == args.lr / 4
+    assert seen == sorted(seen[:4]) + sorted(seen[4:], reverse=True)
 
 
 def test_lora_plus_groups_hold_every_trainable_parameter_once():
@@ -287,7 +294,7 @@ def feature_update(width, lr, ratio, seed):
 
 
 def test_lora_plus_ratio_keeps_both_factors_learning_as_the_width_grows():
-    """§3.2: with one rate, a share vanishes or the update does; with η_A = Θ(1/n), η_B = Θ(1) neither does."""
+    """§3.2: with one rate, a share vanishes or the update does; with η_A = Θ(1/n), η_B = Θ(1) neither."""
     share = {}
     for width in (64, 512, 4096):
         # The largest stable shared rate is Θ(1/√n): it keeps the whole update, which comes from A, at Θ(1).
@@ -343,22 +350,25 @@ def test_lora_ga_factors_have_the_stated_norms_and_singular_directions(d_out, d_
     lora_ga_init(model, [G], lambda m, G: (m["fc"].linear.weight * G).sum(), gamma=9.0)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     layer, c = model["fc"], d_out ** 0.25 / 3
-    flip_A, flip_B = (Vh[:r] * layer.lora_A).sum(1) < 0, (U[:, r:2 * r] * layer.lora_B).sum(0) < 0  # signs are free
+    flip_A = (Vh[:r] * layer.lora_A).sum(1) < 0  # the signs of singular vectors are free
+    flip_B = (U[:, r:2 * r] * layer.lora_B).sum(0) < 0
     torch.testing.assert_close(layer.lora_A, c * Vh[:r] * (1.0 - 2.0 * flip_A)[:, None], rtol=0, atol=1e-10)
     torch.testing.assert_close(layer.lora_B, c * U[:, r:2 * r] * (1.0 - 2.0 * flip_B), rtol=0, atol=1e-10)
     torch.testing.assert_close(layer.linear.weight, W0 - layer.scale * layer.lora_B @ layer.lora_A, **EXACT)
     assert not layer.delta().abs().max() > 1e-14
 
 
-@pytest.mark.parametrize("spectrum", [0.7 ** torch.arange(520.0), torch.arange(1.0, 521) ** -0.5], ids=["steep", "slow"])
+@pytest.mark.parametrize("spectrum", [0.7 ** torch.arange(520.0), torch.arange(1.0, 521) ** -0.5],
+                         ids=["steep", "slow"])
 @pytest.mark.parametrize("batches", [1, 4])
 def test_lora_ga_in_wide_layers_is_within_1_percent_of_the_best_alignment(spectrum, batches, monkeypatch):
-    """Above 512 a sketch serves, and several batches' sum is kept as a sketch: for a gradient of slow decay too."""
+    """Above 512 a sketch serves, and keeps several batches' sum: for a gradient of slow decay too."""
     torch.manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(d, 520, dtype=torch.float64))[0] for d in (600, 520))
     noise = [0.3 * torch.randn(520, dtype=torch.float64) for _ in range(batches)]
     parts = [(U * spectrum * (1 + z)) @ V.T for z in noise]
-    model = apply_lora(nn.ModuleDict({"fc": nn.Linear(520, 600, bias=False).double()}), 4, targets=["fc"], rslora=True)
+    fc = nn.Linear(520, 600, bias=False).double()
+    model = apply_lora(nn.ModuleDict({"fc": fc}), 4, targets=["fc"], rslora=True)
     shapes, svd = [], torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda X, **options: shapes.append(X.shape) or svd(X, **options))
     lora_ga_init(model, parts, lambda m, G: (m["fc"].linear.weight * G).sum())
@@ -369,7 +379,7 @@ def test_lora_ga_in_wide_layers_is_within_1_percent_of_the_best_alignment(spectr
 
 
 def test_lora_ga_scale_is_stable_the_output_does_not_grow_with_d_out_or_r():
-    """Theorem 3.2: with s = α/√r and c = d_out^¼/√γ, the adapter's output has magnitude α/γ whatever the shape."""
+    """Theorem 3.2: with s = α/√r and c = d_out^¼/√γ, the adapter's output has magnitude α/γ in any shape."""
     for d_out, d_in, r in ((64, 64, 2), (64, 256, 16), (1024, 64, 2), (1024, 256, 64)):
         torch.manual_seed(0)
         fc = nn.Linear(d_in, d_out, bias=False).double()
@@ -387,8 +397,8 @@ def test_lora_ga_several_batches_are_one_concatenated_batch():
     several, one = ga_gpt(batches=pieces), ga_gpt(batches=[whole])
     for name, layer in lora_layers(several).items():
         other = lora_layers(one)[name]  # singular vectors have a free sign: compare the projections
-        torch.testing.assert_close(layer.lora_A.T @ layer.lora_A, other.lora_A.T @ other.lora_A, rtol=0, atol=1e-8)
-        torch.testing.assert_close(layer.lora_B @ layer.lora_B.T, other.lora_B @ other.lora_B.T, rtol=0, atol=1e-8)
+        for X, Y in ((layer.lora_A, other.lora_A), (layer.lora_B.T, other.lora_B.T)):
+            torch.testing.assert_close(X.T @ X, Y.T @ Y, rtol=0, atol=1e-8)
 
 
 def test_lora_ga_adapter_applies_to_the_untouched_base():
@@ -410,7 +420,8 @@ def test_lora_ga_leaves_the_callers_state_alone():
     model.transformer.ln_f.requires_grad_(True)
     model.transformer.h[0].eval()
     gpt_loss(model, tokens()).backward()
-    before = [(name, p.requires_grad, None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()]
+    before = [(name, p.requires_grad, None if p.grad is None else p.grad.clone())
+              for name, p in model.named_parameters()]
     modes, random = [m.training for m in model.modules()], torch.get_rng_state()
     with torch.no_grad():
         lora_ga_init(model, [tokens()], gpt_loss)
@@ -434,7 +445,8 @@ def test_lora_ga_refuses_with_a_sentence_and_leaves_the_model_alone():
         return model
 
     first = "transformer.h.0.attn.c_attn"
-    cases = [(apply_lora(gpt(), rank=9), gpt_loss, f"rank 9 does not fit {first} with LoRA-GA: allowed are 1 to 8"),
+    cases = [(apply_lora(gpt(), rank=9), gpt_loss,
+              f"rank 9 does not fit {first} with LoRA-GA: allowed are 1 to 8"),
              (ga_gpt(), gpt_loss, f"fresh adapter: {first}"),
              (trained(apply_lora(gpt(), rank=3)), gpt_loss, "fresh adapter: transformer.h.1.mlp.c_fc"),
              (apply_lora(gpt(), rank=3), lambda m, b: 0 * gpt_loss(m, b), f"finite and not zero: {first}"),
@@ -467,7 +479,8 @@ def test_preconditioner_equals_the_explicit_inverse():
     layers = [with_gradients(rank=rank, seed=rank)[1] for rank in (2, 3, 3, 5)]
     expected = []
     for layer in layers:
-        A, B, I = layer.lora_A.detach(), layer.lora_B.detach(), torch.eye(len(layer.lora_A), dtype=torch.float64)
+        A, B = layer.lora_A.detach(), layer.lora_B.detach()
+        I = torch.eye(len(A), dtype=torch.float64)
         expected.append((torch.linalg.inv(B.T @ B + 1e-3 * I) @ layer.lora_A.grad,
                          layer.lora_B.grad @ torch.linalg.inv(A @ A.T + 1e-3 * I)))
     precondition_gradients(nn.ModuleList(layers), damping=1e-3)
@@ -503,7 +516,8 @@ def test_preconditioner_makes_the_step_invariant_to_how_ba_is_split():
     """§3: (BQ, Q⁻¹A) is the same W for any invertible Q; plain gradient descent steps differently."""
     model, layer = layer_of()
     torch.manual_seed(5)
-    Q, I = torch.randn(3, 3, dtype=torch.float64) + 2 * torch.eye(3, dtype=torch.float64), torch.eye(3).double()
+    I = torch.eye(3, dtype=torch.float64)
+    Q = torch.randn(3, 3, dtype=torch.float64) + 2 * I
     same = [change_of_w(model, layer, q, preconditioned=True) for q in (I, Q)]
     plain = [change_of_w(model, layer, q, preconditioned=False) for q in (I, Q)]
     torch.testing.assert_close(*same, rtol=1e-8, atol=1e-8)
@@ -535,11 +549,12 @@ def test_preconditioner_at_lora_gas_start_is_a_multiple_of_the_identity():
     for name, layer in lora_layers(model).items():
         c = layer.linear.out_features ** 0.25 / 4
         for factor in ("lora_A", "lora_B"):
-            torch.testing.assert_close(getattr(layer, factor).grad, before[f"{name}.{factor}"] / (c * c + 1e-6), **EXACT)
+            gradient = getattr(layer, factor).grad
+            torch.testing.assert_close(gradient, before[f"{name}.{factor}"] / (c * c + 1e-6), **EXACT)
 
 
 def iterations(condition, preconditioned):
-    """Gradient steps until ‖BA − Y‖ < 1e-6 ‖Y‖, from near the solution; Y of rank 4, condition number given."""
+    """Gradient steps until ‖BA − Y‖ < 1e-6 ‖Y‖, from near the solution; Y of rank 4 and this condition."""
     torch.manual_seed(0)
     model = apply_lora(nn.ModuleDict({"fc": nn.Linear(20, 30, bias=False).double()}), rank=4, targets=["fc"])
     layer = model["fc"]
@@ -589,7 +604,8 @@ def test_preconditioner_survives_a_large_rank_deficient_factor_in_float32():
 
 def test_preconditioner_skips_missing_gradients():
     model, layer, _ = with_gradients()
-    expected = layer.lora_B.grad @ torch.linalg.inv(layer.lora_A @ layer.lora_A.T + 1e-6 * torch.eye(3).double())
+    metric = layer.lora_A @ layer.lora_A.T + 1e-6 * torch.eye(3).double()
+    expected = layer.lora_B.grad @ torch.linalg.inv(metric)
     layer.lora_A.grad = None
     precondition_gradients(model)
     torch.testing.assert_close(layer.lora_B.grad, expected.detach(), **EXACT)
@@ -612,10 +628,11 @@ def test_preconditioner_refuses_optimizers_with_a_closure():
 
 def test_gpt_has_hugging_faces_gpt2_parameter_names_and_tied_embeddings():
     model = gpt(n_layer=1)
-    block = [f"transformer.h.0.{name}.{kind}" for name in
-             ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj") for kind in ("weight", "bias")]
+    layers = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    block = [f"transformer.h.0.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     assert [name for name, _ in model.named_parameters()] == [
-        "transformer.wte.weight", "transformer.wpe.weight", *block, "transformer.ln_f.weight", "transformer.ln_f.bias"]
+        "transformer.wte.weight", "transformer.wpe.weight", *block,
+        "transformer.ln_f.weight", "transformer.ln_f.bias"]
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
@@ -629,7 +646,7 @@ def test_gpt_is_causal_ignores_targets_of_minus_1_and_names_its_limit():
     targets[:, :7] = -1
     looked_at, loss = model(idx, targets)
     torch.testing.assert_close(loss, explicit[:, 7:].mean(), **EXACT)
-    torch.testing.assert_close(looked_at, logits[:, 7:].flatten(0, 1), **EXACT)  # where the loss looks, row by row
+    torch.testing.assert_close(looked_at, logits[:, 7:].flatten(0, 1), **EXACT)  # row by row
     with pytest.raises(ValueError, match="17 tokens.*block_size allows 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
 

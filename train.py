@@ -3,7 +3,6 @@
     python train.py --method loraga --rank 8          on two-digit addition, the default task
     python train.py --data notes.txt --init_from gpt2 on any text, from GPT-2's weights
     torchrun --nproc_per_node=4 train.py              the same run, its batches split over four processes
-    python train.py --help                            every flag
 """
 import argparse
 import json
@@ -29,7 +28,7 @@ GA_BATCHES = 4  # LoRA-GA averages its gradient over the first batches of the ru
 SOURCE_WINDOWS = 32  # enough to see forgetting, which is a matter of tenths of nats, and quick
 TOGGLES = {"init": "kaiming", "lr_ratio": 1.0, "precondition": False, "rslora": False}
 DEFAULTS = {"data": "math", "steps": 600, "warmup": 20, "weight_decay": 0.0, "betas": [0.7, 0.8],
-            "eval_interval": 300, **TOGGLES}
+            "eval_interval": 300, "targets": ["c_attn", "c_proj", "c_fc"], **TOGGLES}
 PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas for all
     "full": {"lr": 3e-3},
     "lora": {"lr": 1e-2},
@@ -56,24 +55,22 @@ def number(kind, low, high=math.inf):
 def build_parser():
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
     positive, not_negative = number(float, 1e-12), number(float, 0)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
-    add, targets = parser.add_argument, ["c_attn", "c_proj", "c_fc"]
-    add("--method", choices=PRESETS, default="lora", help="what to train: a preset of toggles, which their own flags override (lora)")
-    add("--init_from", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a checkpoint's path or URL (the shipped base)")
+    add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
+    add("--method", choices=PRESETS, default="lora", help="a preset of the toggles, which win if given (lora)")
+    add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL (the shipped base)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
     add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank)")
-    add("--rslora", action="store_true", default=None, help="scale by alpha/√rank instead (on in loraga)")
-    add("--no_rslora", dest="rslora", action="store_false", help="scale by alpha/rank, whatever the method")
-    add("--targets", nargs="+", default=targets, help="the linear layers to adapt (c_attn c_proj c_fc)")
+    add("--rslora", action=yes_or_no, help="scale by alpha/√rank instead (only in loraga)")
+    add("--targets", nargs="+", help="the linear layers to adapt (c_attn c_proj c_fc)")
     add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs to drop (0)")
     add("--init", choices=["kaiming", "ga"], help="start from B = 0, or along the gradient (ga in loraga)")
     add("--gamma", type=positive, default=16.0, help="LoRA-GA: larger means smaller starting factors (16)")
     add("--lr_ratio", type=positive, help="LoRA+: B's learning rate over A's (1, and 16 in loraplus)")
-    add("--precondition", action="store_true", default=None, help="precondition gradients (on in riemannian)")
-    add("--no_precondition", dest="precondition", action="store_false", help="do not, whatever the method")
-    add("--damping", type=positive, default=1e-6, help="δ, added to the preconditioner's metrics; at least their rounding error (1e-6)")
+    add("--precondition", action=yes_or_no, help="precondition gradients (only in riemannian)")
+    add("--damping", type=positive, default=1e-6, help="δ in the preconditioner (1e-6)")
     add("--lr", type=positive, help="the peak learning rate (each method has its own)")
     add("--betas", type=fraction, nargs=2, metavar=("B1", "B2"), help="AdamW's two memories (0.7 0.8)")
     add("--weight_decay", type=not_negative, help="AdamW's decoupled weight decay (0)")
@@ -106,12 +103,11 @@ def parse_args(argv=None):
     for name, value in {**DEFAULTS, **PRESETS[args.method]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-    args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    on_gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available()
+    args.dtype = args.dtype or ("bfloat16" if on_gpu and torch.cuda.is_bf16_supported(False) else "float32")
     args.batch_size = args.batch_size or (32 if args.data == "math" else 16)
-    if args.batch_size % (args.grad_accum * PROCESSES):
-        parser.error(f"--batch_size {args.batch_size} must be a multiple of --grad_accum {args.grad_accum}"
-                     + f" times {PROCESSES} processes" * (PROCESSES > 1))
+    if args.batch_size % (parts := args.grad_accum * PROCESSES):
+        parser.error(f"--batch_size {args.batch_size} must be a multiple of {parts} (--grad_accum times processes)")
     rank = "" if args.method in WITHOUT_ADAPTER else f"-r{args.rank}"
     args.out_dir = args.out_dir or f"out/{Path(args.data).stem}-{args.method}{rank}"
     return args
@@ -119,9 +115,11 @@ def parse_args(argv=None):
 
 def pick_device(name):
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and PROCESSES == 1 else "cpu"
+        mps = torch.backends.mps.is_available() and PROCESSES == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
-        return torch.empty(0, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):  # torch's answers to devices that it does not know or find
         raise ValueError(f"--device {name} is not on this machine: try --device auto") from None
 
@@ -157,7 +155,7 @@ def build_model(args, device):
 
 
 def build_optimizer(args, model):
-    groups = [group | {"peak_lr": group["lr"]} for group in lora.lora_plus_groups(model, args.lr, args.lr_ratio)]
+    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio)
     optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay,
                                   fused=next(model.parameters()).is_cuda)
     if args.precondition:
@@ -211,8 +209,8 @@ def shares(idx, targets, count):
 
 
 def train_step(args, model, optimizer, idx, targets, step):
-    """One optimizer step on a batch -> its loss; ValueError if that or the new weights are not finite."""
-    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + RANK)  # dropout too is a function of the step
+    """One optimizer step on a batch -> its loss; ValueError if that or a new weight is not finite."""
+    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + RANK)  # for dropout
     model.train()
     loss = 0.0
     for part, labels, share in shares(idx, targets, args.grad_accum):
@@ -226,86 +224,87 @@ def train_step(args, model, optimizer, idx, targets, step):
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * lr_factor(step, args)
-    if math.isfinite(loss):
-        optimizer.step()
+        group["lr"] = group.setdefault("peak_lr", group["lr"]) * lr_factor(step, args)
+    optimizer.step()
     optimizer.zero_grad()
-    if not math.isfinite(loss) or not torch.stack([p.isfinite().all() for p in trained]).all():
-        raise ValueError(f"the loss or the weights are no longer finite at step {step + 1}: try an --lr below "
-                         f"{args.lr:g}; the last finite checkpoint is {args.out_dir}/ckpt.pt")
+    if not (math.isfinite(loss) and torch.stack([p.isfinite().all() for p in trained]).all()):
+        raise ValueError(f"loss or weights are no longer finite at step {step + 1}: try an --lr below {args.lr:g}")
     return loss
 
 
+def begin(args, model, task, source, batch):
+    """The measurements before the first step, and LoRA-GA -> the optimizer, the progress."""
+    progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": task.evaluate(model),
+                "source_loss_before": source.evaluate(model, SOURCE_WINDOWS)}
+    if args.init == "ga":
+        parts = [next(shares(*batch(step), count=1)) for step in range(GA_BATCHES)]
+        lora.lora_ga_init(model, parts, lambda model, part: model(*part[:2])[1] * part[2], args.gamma)
+    return build_optimizer(args, model), progress
+
+
 def train(args, interrupted=threading.Event()):
-    """Runs what `parse_args` describes -> the dict in result.json; stops with a checkpoint once `interrupted` is set."""
+    """Runs what `parse_args` describes -> the dict in result.json; `interrupted` ends it with a checkpoint."""
     start, device, checkpoint = time.perf_counter(), pick_device(args.device), find_checkpoint(args)
+    print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
     if PROCESSES > 1 and not dist.is_initialized():
-        dist.init_process_group(device_id=device if device.type == "cuda" else None, timeout=timedelta(days=1))
+        dist.init_process_group(timeout=timedelta(days=1), device_id=device if device.type == "cuda" else None)
     if RANK:
         dist.barrier()  # process 0 goes first: it downloads, and cuts into tokens, what the others then find
     model = build_model(args, device)
-    print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
     encoding = tokenizer.load("gpt2" if args.init_from else "nanolora")
     if args.block_size > model.config.block_size or encoding.n_vocab > model.config.vocab_size:
-        raise ValueError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} tokens exceed this "
-                         f"model's {model.config.block_size} and {model.config.vocab_size}")
-    task = tasks.load(args.data, encoding, args.block_size)
-    source = tasks.load("docs", encoding, args.block_size)
+        raise ValueError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} tokens exceed"
+                         f" this model's {model.config.block_size} and {model.config.vocab_size}")
+    task, source = (tasks.load(name, encoding, args.block_size) for name in (args.data, "docs"))
     if PROCESSES > 1 and not RANK:
         dist.barrier()
     batch = lambda step: [part.to(device) for part in task.batch(args.seed, step, args.batch_size)]
-    if checkpoint:
-        optimizer, progress = resume(args, model, checkpoint)
-    else:
-        progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": task.evaluate(model),
-                    "source_loss_before": source.evaluate(model, SOURCE_WINDOWS)}
-        if args.init == "ga":
-            lora.lora_ga_init(model, map(batch, range(GA_BATCHES)), gamma=args.gamma, loss_fn=lambda model, batch: sum(
-                model(part, labels)[1] * share for part, labels, share in shares(*batch, count=1)))
-        optimizer = build_optimizer(args, model)
+    optimizer, progress = resume(args, model, checkpoint) if checkpoint else begin(args, model, task, source, batch)
     locked = lock(args.out_dir)  # noqa: F841: until this function returns
     save_checkpoint(args, model, optimizer, task, progress)  # before the work: is the directory writable?
     forward = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if PROCESSES > 1 else model
-    forward, first, log = torch.compile(forward) if args.compile else forward, progress["step"], progress["log"]
-    spent, shown, loop = progress["seconds"], time.perf_counter(), time.perf_counter()
-    for step in range(first, args.steps):
+    forward = torch.compile(forward) if args.compile else forward
+    start, shown = start - progress["seconds"], progress["seconds"]
+    for step in range(progress["step"], args.steps):
         began = time.perf_counter()
         loss = train_step(args, forward, optimizer, *batch(step), step)
-        now = time.perf_counter()
-        log.append([step + 1, loss, args.lr * lr_factor(step, args), 1e3 * (now - began), ""])
-        progress |= {"step": step + 1, "seconds": spent + now - start}
-        line = "step {:>5}/{}  loss {:.4f}  lr {:.1e}  {:4.0f} ms/step".format(step + 1, args.steps, *log[-1][1:4])
-        if due := (step + 1) % args.eval_interval == 0 or step + 1 == args.steps:
-            log[-1][-1] = task.evaluate(model)
-            line += f"  {task.metric} {task.in_words(log[-1][-1])}"
+        ms = 1e3 * (time.perf_counter() - began)
+        due = (step + 1) % args.eval_interval == 0 or step + 1 == args.steps
+        row = [step + 1, loss, args.lr * lr_factor(step, args), ms, task.evaluate(model) if due else ""]
+        progress["log"].append(row)
+        progress |= {"step": step + 1, "seconds": time.perf_counter() - start}
         stop = torch.tensor(float(interrupted.is_set()), device=device)
         if PROCESSES > 1:
             dist.all_reduce(stop)  # if one process stops, all do
         if stop or due:
             save_checkpoint(args, model, optimizer, task, progress)
-        if due or now - shown > 5:
-            shown, left = now, (now - loop) / (step + 1 - first) * (args.steps - step - 1)
-            print(f"{line}  {left:.0f} s left", flush=True)
+        if due or progress["seconds"] - shown > 5:
+            shown = progress["seconds"]
+            score = f"  {task.metric} {task.in_words(row[-1])}" if due else ""
+            print(f"step {step + 1:>5}/{args.steps}  loss {loss:.4f}  lr {row[2]:.1e}  {ms:4.0f} ms/step{score}"
+                  f"  {ms / 1e3 * (args.steps - step - 1):.0f} s left", flush=True)
         if stop:
             raise KeyboardInterrupt(f"stopped after step {step + 1}; the same command with --resume continues")
     return finish(args, model, optimizer, task, source, progress)
 
 
 def finish(args, model, optimizer, task, source, progress):
-    """The files and the table of a finished run -> result, a dict."""
+    """The files and the report of a finished run -> result, a dict."""
     adapted, directory, log = args.method not in WITHOUT_ADAPTER, Path(args.out_dir), progress["log"]
+    weights, contents = ("adapter.pt", lora.adapter_state_dict) if adapted else ("model.pt", base.contents)
     result = {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank if adapted else None,
-        "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"], "metric_name": task.metric,
-        "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
-        "source_loss_before": progress["source_loss_before"], "source_loss_after": source.evaluate(model, SOURCE_WINDOWS),
+        "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"],
+        "metric_name": task.metric, "metric_before": progress["metric_before"], "metric_after": log[-1][-1],
+        "source_loss_before": progress["source_loss_before"],
+        "source_loss_after": source.evaluate(model, SOURCE_WINDOWS),
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_params": sum(p.numel() for p in model.parameters()),
         "optimizer_bytes": sum(value.nbytes for state in optimizer.state.values() for value in state.values()),
         "history": [[row[0], row[-1]] for row in log if row[-1] != ""], "settings": experiment(args),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "processes": PROCESSES},
     }
-    save(directory / f"{'adapter' if adapted else 'model'}.pt", (lora.adapter_state_dict if adapted else base.contents)(model))
+    save(directory / weights, contents(model))
     if args.export:
         huggingface.export_peft(model, directory / "peft")
     with replace_file(directory / "result.json") as file:
@@ -316,13 +315,11 @@ def finish(args, model, optimizer, task, source, progress):
 
 def report(args, model, task, result):
     """Prints what a run learned, forgot, trained and cost, and what to try next."""
-    before, after, trained = (result[key] for key in ("source_loss_before", "source_loss_after", "trainable_params"))
-    rows = [("", "", "before", "after"),
-            ("learned", f"{task.metric} on {result['task']}", *map(task.in_words, (result["metric_before"], result["metric_after"]))),
-            ("forgot", "docs, nats per token", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"),
-            ("trained", "parameters", "", f"{trained:,} ({trained / result['total_params']:.1%})"),
-            ("cost", "optimizer memory and time", "", f"{result['optimizer_bytes'] / 1e6:.1f} MB, {result['seconds']:.0f} s")]
-    print("", *("{:9}{:26}{:>24}{:>26}".format(*row) for row in rows), sep="\n")
+    words = {key: task.in_words(result[key]) for key in ("metric_before", "metric_after")}
+    print("\nlearned  {metric_name} on {task}: {metric_before} -> {metric_after}\n"
+          "forgot   docs: {source_loss_before:.3f} -> {source_loss_after:.3f} nats per token\n"
+          "trained  {trainable_params:,} of {total_params:,} parameters\n"
+          "cost     {optimizer_bytes:,} bytes of optimizer memory, {seconds:.0f} s".format(**result | words))
     print("\nsamples", *task.samples(model), sep="\n  ")
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
     print("\nnext\n  another --method or --rank, --precondition or --lr_ratio 4 on top, --data your_own.txt")
@@ -330,20 +327,23 @@ def report(args, model, task, result):
 
 def main():
     interrupted = threading.Event()
-    on_interrupt = lambda *_: interrupted.set() or signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # the first one stops the run after its step, a second Ctrl-C at once
-        signal.signal(stop, on_interrupt)
+
+    def stop_after_this_step(*_):
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    signal.signal(signal.SIGINT, stop_after_this_step)
+    signal.signal(signal.SIGTERM, stop_after_this_step)
     sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     try:
         train(parse_args(), interrupted)
     except KeyboardInterrupt as stop:
         sys.exit(f"train.py: {stop or 'stopped at once, without another checkpoint'}")
-    except (ValueError, OSError) as error:
-        build_parser().error(error)
-    except RuntimeError as error:
-        if PROCESSES == 1 and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        build_parser().error(f"process {RANK} stopped: {str(error).splitlines()[0]}")
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error) is RuntimeError and PROCESSES == 1:
+            raise  # a mistake in the code, not too little memory or a process that died
+        stopped = f"process {RANK} stopped: " if PROCESSES > 1 else ""
+        build_parser().error(stopped + str(error).partition("\n")[0])
 
 
 if __name__ == "__main__":

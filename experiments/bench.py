@@ -1,9 +1,9 @@
 """Speed and memory, beside PEFT where it is installed and beside full fine-tuning, and how they grow.
 
-    python -m experiments.bench                          what training costs: under five minutes on two CPU cores
-    python -m experiments.bench loraga growth sizes      LoRA-GA's start, how the costs grow, models up to GPT-3
+    python -m experiments.bench                       what training costs: under five minutes on two CPU cores
+    python -m experiments.bench loraga growth sizes   LoRA-GA's start, how the costs grow, models up to GPT-3
     python -m experiments.bench steps --device cuda --dtypes bfloat16 --shapes gpt2 gpt2-xl --compile
-                                                         a GPU; with --peak_tflops 989, the share of its peak
+                                                      a GPU; with --peak_tflops 989, the share of its peak
 
 Whatever is compared runs in turn, in one process, after a warm-up, in another order every round: what runs
 after a larger neighbour is slower. A figure is a median, a ratio is one of medians. Peak memory is that of a
@@ -145,15 +145,17 @@ def two_steps(*args):
 
 def flops(kind, shape, rank):
     """Of a step's forward and backward, counted on tensors without content."""
+    def in_place(y, x, w, **_):  # of an addmm_ of these shapes, which the counter lacks
+        return 2 * x[0] * x[1] * w[1]
+
     model = build(kind, shape, rank, "meta")
-    in_place = {torch.ops.aten.addmm_: lambda y, x, w, **_: 2 * x[0] * x[1] * w[1]}  # of shapes; the counter lacks it
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
         model(torch.zeros(SHAPES[shape][1], dtype=torch.long, device="meta"))[0].sum().backward()
     return counter.get_total_flops()
 
 
 def bf16_slowdown():
-    """How many times longer than in float32 a bfloat16 product takes; far above 1 on CPUs without such units."""
+    """A bfloat16 product's time over that of a float32 one; far above 1 on CPUs without such units."""
     x, w = torch.randn(512, 768), torch.randn(768, 256)
     halves = x.bfloat16(), w.bfloat16()
     found = in_turn({"float32": lambda: x @ w, "bfloat16": lambda: halves[0] @ halves[1]}, rounds=3)
@@ -170,7 +172,7 @@ def steps(args):
         bound = {rank: flops("lora", shape, rank) / flops("full", shape, rank) for rank in args.ranks}
         for dtype in args.dtypes:
             kinds = ["lora"] + ["peft"] * HAS_PEFT
-            if dtype == "bfloat16":  # also with the frozen weights held in it, which autocast else casts at every use
+            if dtype == "bfloat16":  # also with frozen weights held in it: autocast casts others at every use
                 kinds += [f"{kind} bf16" for kind in kinds]
             work = {(kind, rank): stepper(kind, shape, rank, dtype, args.device, args.compile)
                     for kind in kinds for rank in args.ranks}
@@ -181,27 +183,31 @@ def steps(args):
                     mine, peft = found[kind, rank], found.get((kind.replace("lora", "peft"), rank))
                     speed = flops("lora", shape, rank) / mine
                     share = f" ({speed / 1e12 / args.peak_tflops:.0%})" if args.peak_tflops else ""
-                    rows.append([shape, dtype, "bfloat16" if "bf16" in kind else "float32", rank, ms(found["full"]), ms(mine),
-                                 *((ms(peft), f"{mine / peft:.2f}") if peft else ("not installed", "")),
-                                 f"{mine / found['full']:.2f}", f"{bound[rank]:.2f}", f"{speed / 1e9:.0f}{share}"])
+                    frozen = "bfloat16" if "bf16" in kind else "float32"
+                    beside = [ms(peft), f"{mine / peft:.2f}"] if peft else ["not installed", ""]
+                    rows.append([shape, dtype, frozen, rank, ms(found["full"]), ms(mine), *beside,
+                                 f"{mine / found['full']:.2f}", f"{bound[rank]:.2f}",
+                                 f"{speed / 1e9:.0f}{share}"])
                 if dtype == "float32":
                     STEP[shape, rank] = found["lora", rank]
                 elif HAS_PEFT:
-                    print(f"{shape}, bfloat16, rank {rank}: LoRA on frozen weights in bfloat16 / PEFT on float32 ones: "
-                          f"{found['lora bf16', rank] / found['peft', rank]:.2f}")
+                    ratio = found["lora bf16", rank] / found["peft", rank]
+                    print(f"{shape}, bfloat16, rank {rank}: "
+                          f"LoRA on frozen weights in bfloat16 / PEFT on float32 ones: {ratio:.2f}")
     table("A training step (forward, backward, AdamW), all linear layers adapted",
-          ["shape", "computed in", "frozen in", "rank", "full", "LoRA", "PEFT", "LoRA / PEFT", "LoRA / full", "its FLOP bound",
-           "GFLOP/s"], rows)
+          ["shape", "computed in", "frozen in", "rank", "full", "LoRA", "PEFT", "LoRA / PEFT", "LoRA / full",
+           "its FLOP bound", "GFLOP/s"], rows)
 
 
 def memory(args):
-    rows = []
-    for shape in args.shapes[-1:]:  # the largest: in a small one, the interpreter's own memory blurs the figures
+    rows, rank = [], args.ranks[0]
+    for shape in args.shapes[-1:]:  # the largest: in a small one, the interpreter's memory blurs the figures
         for dtype in args.dtypes:
             kinds = ["full", "lora bf16" if dtype == "bfloat16" else "lora"] + ["peft"] * HAS_PEFT
-            full, mine, *peft = (peak_memory(two_steps, kind, shape, args.ranks[0], dtype, args.device, device=args.device)
-                                 for kind in kinds)
-            rows.append([shape, dtype, args.ranks[0], mb(full), mb(mine), mb(*peft) if peft else "no peft",
+            peaks = [peak_memory(two_steps, kind, shape, rank, dtype, args.device, device=args.device)
+                     for kind in kinds]
+            full, mine, *peft = peaks
+            rows.append([shape, dtype, rank, mb(full), mb(mine), mb(*peft) if peft else "no peft",
                          f"{mine / peft[0]:.2f}" if peft else "no peft", f"{mine / full:.2f}"])
     table("Peak memory of a training step above the weights",
           ["shape", "dtype", "rank", "full", "LoRA", "PEFT", "LoRA / PEFT", "LoRA / full"], rows)
@@ -226,16 +232,19 @@ def preconditioner(args):
                          for layer in models["peft"].modules() if "default" in getattr(layer, "lora_A", ())]
                 work["peft"] = riemannian._RiemannianPreconditioner(pairs, reg=1e-6).step
             found = in_turn(work, args.rounds or 31, args.device)
-            rows.append([shape, rank, ms(found["lora"]), ms(found["peft"]) if HAS_PEFT else "no peft",
-                         f"{found['lora'] / found['peft']:.2f}" if HAS_PEFT else "no peft", f"{found['lora'] / whole:.3f}"])
-    table("The preconditioner, float32", ["shape", "rank", "here", "PEFT", "here / PEFT", "here / a LoRA step"], rows)
+            mine, peft = found["lora"], found.get("peft")
+            beside = [ms(peft), f"{mine / peft:.2f}"] if peft else ["no peft", "no peft"]
+            rows.append([shape, rank, ms(mine), *beside, f"{mine / whole:.3f}"])
+    table("The preconditioner, float32",
+          ["shape", "rank", "here", "PEFT", "here / PEFT", "here / a LoRA step"], rows)
 
 
 # LoRA-GA's initialisation
 
 def gradients(model, batches):
-    """∂L/∂W0 of every adapted layer, summed over the batches, by autograd through the weights -> {name: G}."""
-    weights = {name: layer.linear.weight.requires_grad_(True) for name, layer in lora.lora_layers(model).items()}
+    """∂L/∂W0 of every adapted layer, summed over batches, by autograd through the weights -> {name: G}."""
+    layers = lora.lora_layers(model)
+    weights = {name: layer.linear.weight.requires_grad_(True) for name, layer in layers.items()}
     with torch.enable_grad():
         for batch in batches:
             model(*batch)[1].backward(inputs=list(weights.values()))
@@ -276,22 +285,23 @@ def ga_pass(shape, rank, device, batches=1):
 def loraga(args):
     rows = []
     for shape in args.shapes:
-        rank, models, batch = args.ranks[0], [], batch_of(shape, args.device)
-        rounds = args.rounds or 3
-        models = iter([build("lora", shape, rank, args.device) for _ in range(rounds + 1)])  # each can start only once
-        plain = build("lora", shape, rank, args.device)
-        found = in_turn({"init": lambda: initialise(next(models), [batch]), "pass": lambda: gradients(plain, [batch])},
-                        rounds, args.device)
-        frozen, one, two = (peak_memory(*work, device=args.device) for work in (
-            (frozen_pass, shape, rank, args.device), (ga_pass, shape, rank, args.device), (ga_pass, shape, rank, args.device, 2)))
+        rank, rounds = args.ranks[0], args.rounds or 3
+        at, batch = (shape, rank, args.device), batch_of(shape, args.device)
+        models = iter([build("lora", *at) for _ in range(rounds + 1)])  # each can start only once
+        plain = build("lora", *at)
+        work = {"init": lambda: initialise(next(models), [batch]), "pass": lambda: gradients(plain, [batch])}
+        found = in_turn(work, rounds, args.device)
+        frozen = peak_memory(frozen_pass, *at, device=args.device)
+        one = peak_memory(ga_pass, *at, device=args.device)
+        two = peak_memory(ga_pass, *at, 2, device=args.device)
         layers = lora.lora_layers(plain).values()
         largest = max(layer.linear.weight.nbytes for layer in layers)
         factors = sum(layer.lora_A.nbytes + layer.lora_B.nbytes for layer in layers)
-        rows.append([shape, rank, ms(found["pass"]), f"{found['init'] / found['pass']:.2f}", mb(one - frozen), mb(two - frozen),
-                     mb(largest), mb(factors)])
+        rows.append([shape, rank, ms(found["pass"]), f"{found['init'] / found['pass']:.2f}",
+                     mb(one - frozen), mb(two - frozen), mb(largest), mb(factors)])
     table("LoRA-GA's initialisation, float32; memory above a forward and backward with frozen weights",
-          ["shape", "rank", "forward and backward", "init / that", "memory, 1 batch", "2 batches", "(the largest gradient)",
-           "(A and B)"], rows)
+          ["shape", "rank", "forward and backward", "init / that", "memory, 1 batch", "2 batches",
+           "(the largest gradient)", "(A and B)"], rows)
     rows = []
     for name in ("math", "code"):
         for batches in (1, 4, 16):
@@ -315,8 +325,9 @@ def merged(args):
         base, model = build("full", shape, 8, args.device).eval(), build("lora", shape, 8, args.device).eval()
         lora.merge_lora(model)
         idx, _ = batch_of(shape, args.device)
+        rounds = args.rounds or (3 if shape == "gpt2" else 15)
         with torch.no_grad():
-            found = in_turn({"base": lambda: base(idx), "merged": lambda: model(idx)}, args.rounds or (3 if shape == "gpt2" else 15), args.device)
+            found = in_turn({"base": lambda: base(idx), "merged": lambda: model(idx)}, rounds, args.device)
         rows.append([shape, ms(found["base"]), ms(found["merged"]), f"{found['merged'] / found['base']:.2f}"])
     table("Inference after merge_lora", ["shape", "base", "merged", "merged / base"], rows)
 
@@ -338,20 +349,25 @@ train.main()
 def startup(args):
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        found = in_turn({"first": lambda: subprocess.run([sys.executable, "-c", FIRST_STEP, args.device, directory], check=True,
-                                                         stdout=subprocess.DEVNULL)}, args.rounds or 3)
+        command = [sys.executable, "-c", FIRST_STEP, args.device, directory]
+        found = in_turn({"first": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)},
+                        args.rounds or 3)
     rows.append(["python train.py, from its start to the end of the first step", f"{found['first']:.1f} s"])
     for name in ("math", "code"):
         run = train.parse_args(["--method", "lora", "--data", name, "--device", args.device])
         model, encoding = train.build_model(run, torch.device(args.device)), tokenizer.load()
         task, source = tasks.load(name, encoding, 128), tasks.load("docs", encoding, 128)
-        optimizer, batch = train.build_optimizer(run, model), [p.to(args.device) for p in task.batch(0, 0, run.batch_size)]
-        found = in_turn({"batch": lambda: task.batch(0, 0, run.batch_size),
-                         "step": lambda: train.train_step(run, model, optimizer, *batch, 50),
-                         "target": lambda: task.evaluate(model), "source": lambda: source.evaluate(model, train.SOURCE_WINDOWS)},
-                        args.rounds or 5, args.device)
-        other = (run.steps * found["batch"] + (1 + run.steps / run.eval_interval) * found["target"] + 2 * found["source"])
-        rows.append([f"evaluation and data loading, share of a run on {name}", f"{other / (other + run.steps * found['step']):.1%}"])
+        optimizer = train.build_optimizer(run, model)
+        batch = [part.to(args.device) for part in task.batch(0, 0, run.batch_size)]
+        work = {"batch": lambda: task.batch(0, 0, run.batch_size),
+                "step": lambda: train.train_step(run, model, optimizer, *batch, 50),
+                "target": lambda: task.evaluate(model),
+                "source": lambda: source.evaluate(model, train.SOURCE_WINDOWS)}
+        found = in_turn(work, args.rounds or 5, args.device)
+        evaluations = 1 + run.steps / run.eval_interval
+        other = run.steps * found["batch"] + evaluations * found["target"] + 2 * found["source"]
+        share = other / (other + run.steps * found["step"])
+        rows.append([f"evaluation and data loading, share of a run on {name}", f"{share:.1%}"])
     table("The main job", ["", ""], rows)
 
 
@@ -369,17 +385,20 @@ def step_memory(model, batch):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(*batch)
-    return sum(size for size, _ in saved.values()) + 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(size for size, _ in saved.values()) + 12 * trained
 
 
 def growth(args):
     rows, start = [], dict(rank=8, width=256, depth=4, tokens=1024)
-    axes = {"rank": (8, 32, 128), "width": (128, 256, 512, 1024), "depth": (2, 4, 8, 16), "tokens": (256, 1024, 4096)}
+    axes = {"rank": (8, 32, 128), "width": (128, 256, 512, 1024), "depth": (2, 4, 8, 16),
+            "tokens": (256, 1024, 4096)}
     for axis, values in axes.items():
         work, kept, trained = {}, [], []
         for value in values:
             at = {**start, axis: value}
-            config = dict(block_size=128, vocab_size=64, n_layer=at["depth"], n_head=at["width"] // 64, n_embd=at["width"])
+            depth, width = at["depth"], at["width"]
+            config = dict(block_size=128, vocab_size=64, n_layer=depth, n_head=width // 64, n_embd=width)
             SHAPES[value] = config, (at["tokens"] // 128, 128)
             work[value] = stepper("lora", value, at["rank"], "float32", args.device)
             model = build("lora", value, at["rank"], args.device)
@@ -396,29 +415,34 @@ def growth(args):
 def sizes(args):
     rows = []
     for name, (layers, width, vocabulary) in FAMILY.items():
+        block, head = (2048, 128) if "3" in name else (1024, 64)  # tokens; the width of an attention head
+        config = GPTConfig(block, vocabulary, layers, width // head, width)
         for targets, rank in ((["c_attn"], 4), (TARGETS, 8)):
             with torch.device("meta"):
-                config = GPTConfig(2048 if "3" in name else 1024, vocabulary, layers, width // (128 if "3" in name else 64), width)
                 model = lora.apply_lora(GPT(config), rank, targets=targets)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             total = sum(p.numel() for p in model.parameters()) - trained
             full, adapted = 2 * total + 6 * total, 2 * total + 6 * trained
-            rows.append([name, " ".join(targets), rank, f"{total / 1e6:,.0f} M", f"{trained / 1e6:,.2f} M", f"{total / trained:,.0f}×",
-                         f"{2 * total / 1e6:,.0f} MB", f"{2 * trained / 1e6:,.1f} MB", f"{8 * total / 1e9:,.1f} GB",
-                         f"{8 * trained / 1e9:,.3f} GB", f"{full / adapted:.1f}×"])
-    table("Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments; the last column is the "
-          "memory of weights, gradients and moments at 2 bytes each: 8·N for full fine-tuning, 2·N + 6·n for LoRA",
-          ["model", "targets", "rank", "N", "n trained", "N / n", "full file", "adapter file", "full's AdamW", "LoRA's AdamW",
-           "memory, full / LoRA"], rows)
+            rows.append([name, " ".join(targets), rank, f"{total / 1e6:,.0f} M", f"{trained / 1e6:,.2f} M",
+                         f"{total / trained:,.0f}×",
+                         f"{2 * total / 1e6:,.0f} MB", f"{2 * trained / 1e6:,.1f} MB",
+                         f"{8 * total / 1e9:,.1f} GB", f"{8 * trained / 1e9:,.3f} GB",
+                         f"{full / adapted:.1f}×"])
+    table("Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments; "
+          "the last column is the memory of weights, gradients and moments at 2 bytes each: "
+          "8·N for full fine-tuning, 2·N + 6·n for LoRA",
+          ["model", "targets", "rank", "N", "n trained", "N / n", "full file", "adapter file", "full's AdamW",
+           "LoRA's AdamW", "memory, full / LoRA"], rows)
 
 
-TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged, "startup": startup,
-          "loraga": loraga, "growth": growth, "sizes": sizes}
+TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged,
+          "startup": startup, "loraga": loraga, "growth": growth, "sizes": sizes}
 FIRST_FIVE = list(TABLES)[:5]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"some of {', '.join(TABLES)} (the first five)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small", "gpt2"])
@@ -427,17 +451,20 @@ def main():
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 64])
     parser.add_argument("--rounds", type=int, help="measurements of everything that is timed (3 to 31)")
     parser.add_argument("--compile", action="store_true", help="compile the models of `steps`")
-    parser.add_argument("--peak_tflops", type=float, help="the device's peak: prints the share of it that `steps` reaches")
+    parser.add_argument("--peak_tflops", type=float,
+                        help="the device's peak: prints the share of it that `steps` reaches")
     args = parser.parse_args()
     if unknown := set(args.tables) - TABLES.keys():
         parser.error(f"{sorted(unknown)[0]} is none of {', '.join(TABLES)}")
     torch._dynamo.config.cache_size_limit = 64  # every model of a table is compiled anew
-    start, slowdown = time.perf_counter(), bf16_slowdown() if args.device == "cpu" else 0
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, "
-          + ("peft " + importlib.metadata.version("peft") if HAS_PEFT else "peft is not installed: its columns stay empty"))
+    start = time.perf_counter()
+    slowdown = bf16_slowdown() if args.device == "cpu" else 0
+    peft = ("peft " + importlib.metadata.version("peft") if HAS_PEFT
+            else "peft is not installed: its columns stay empty")
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {peft}")
     if args.dtypes is None:
         args.dtypes = ["float32", "bfloat16"] if slowdown < 3 else ["float32"]
-    if slowdown > 3:
+    if slowdown >= 3:
         print(f"bfloat16 products take {slowdown:.0f} times as long as float32's on this CPU"
               + ("" if "bfloat16" in args.dtypes else ": not measured (--dtypes bfloat16 insists)"))
     for name in args.tables or FIRST_FIVE:

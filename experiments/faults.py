@@ -1,4 +1,4 @@
-"""kill -9 at ten random moments of a run, then --resume: is the end, bit for bit, that of the undisturbed run?
+"""kill -9 at ten random moments of a run, then --resume: is the end that of the undisturbed run, bit for bit?
 
     python -m experiments.faults
 
@@ -16,7 +16,8 @@ import torch
 
 from data.files import load_file
 
-FLAGS = ["--method", "loraga", "--precondition", "--steps", "60", "--eval_interval", "1", "--dropout", "0.1", "--device", "cpu"]
+FLAGS = ["--method", "loraga", "--precondition", "--steps", "60", "--eval_interval", "1", "--dropout", "0.1",
+         "--device", "cpu"]
 
 
 def start(directory, *more):
@@ -25,27 +26,30 @@ def start(directory, *more):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    whole, killed, moments = Path("out/faults/whole"), Path("out/faults/killed"), random.Random(args.seed)
+    whole, killed = Path("out/faults/whole"), Path("out/faults/killed")
+    saved = killed / "ckpt.pt"
+    moments = random.Random(args.seed)
     shutil.rmtree("out/faults", ignore_errors=True)
     began = time.perf_counter()
     if start(whole).wait():
         sys.exit("the undisturbed run failed")
-    seconds, leftovers, steps = time.perf_counter() - began, 0, []
+    seconds, leftovers = time.perf_counter() - began, 0
     for kill in range(args.kills):
-        run = start(killed, *["--resume"] * (killed / "ckpt.pt").exists())
+        run = start(killed, *["--resume"] * saved.exists())
         time.sleep(moments.uniform(4, 4 + (seconds - 4) / args.kills * 1.5))
         run.kill()
         error = run.communicate()[1]
         if error:
             sys.exit(f"the run said: {error}")
         leftovers += len(list(killed.glob("*.tmp")))
-        steps.append(load_file(killed / "ckpt.pt")["progress"]["step"] if (killed / "ckpt.pt").exists() else 0)
-        print(f"kill {kill + 1}/{args.kills}: the checkpoint is of step {steps[-1]}", flush=True)
-    error = start(killed, *["--resume"] * (killed / "ckpt.pt").exists()).communicate()[1]
+        step = load_file(saved)["progress"]["step"] if saved.exists() else 0
+        print(f"kill {kill + 1}/{args.kills}: the checkpoint is of step {step}", flush=True)
+    error = start(killed, *["--resume"] * saved.exists()).communicate()[1]
     first, second = (load_file(directory / "ckpt.pt") for directory in (whole, killed))
     same = all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     losses = [[row[1] for row in checkpoint["progress"]["log"]] for checkpoint in (first, second)]

@@ -1,4 +1,4 @@
-"""Records what this project does on a GPU: the tests, every method on `math` beside the CPU's losses, GPT-2's shape.
+"""Records what this project does on a GPU: the tests, every method on `math` beside the CPU, GPT-2's shape.
 
     python -m experiments.gpu           writes out/gpu/record.md
 """
@@ -20,7 +20,8 @@ METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 def command(*words):
     """Runs a command of this Python -> what it printed, also shown here."""
     print("$ python", *words, flush=True)
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen([sys.executable, *words], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = []
     for line in process.stdout:
         print(line, end="", flush=True)
@@ -31,7 +32,8 @@ def command(*words):
 def losses(method, device, steps):
     """The losses, the exact match and the median milliseconds a step of a run in float32."""
     directory = OUT / f"{method}-{device}-{steps}"
-    flags = f"--method {method} --device {device} --dtype float32 --steps {steps} --warmup 20 --overwrite --out_dir {directory}"
+    flags = (f"--method {method} --device {device} --dtype float32 --steps {steps} --warmup 20 "
+             f"--overwrite --out_dir {directory}")
     with contextlib.redirect_stdout(io.StringIO()):
         result = train.train(train.parse_args(flags.split()))
     log = train.load_file(directory / "ckpt.pt")["progress"]["log"]
@@ -42,7 +44,8 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("experiments.gpu needs a GPU that torch.cuda finds; there is none")
     record = [f"# {torch.cuda.get_device_name()}, torch {torch.__version__}\n"]
-    record.append("\n| method | largest difference from the CPU in the first 5 losses | exact match | ms/step | peak memory |\n|---|---|---|---|---|\n")
+    record.append("\n| method | largest difference from the CPU in the first 5 losses | exact match "
+                  "| ms/step | peak memory |\n|---|---|---|---|---|\n")
     for method in METHODS:
         here, there = (losses(method, device, 25)[0][:5] for device in ("cuda", "cpu"))
         torch.cuda.reset_peak_memory_stats()

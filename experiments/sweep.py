@@ -98,25 +98,26 @@ def grid(rows, across, columns):
 
 def best(rows):
     """A Markdown table of each method at train.py's learning rate; all figures are medians."""
-    lines = ["| method | lr | exact match | its range | steps to 50 % | docs loss, nats/token | trained | optimizer |",
-             "|---" * 8 + "|"]
+    header = ("method", "lr", "exact match", "its range", "steps to 50 %", "docs loss, nats/token", "trained",
+              "optimizer")
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for method in METHODS:
-        by_lr = {}
-        for row in rows:
-            if row["method"] == method:
-                by_lr.setdefault(row["lr"], []).append(row)
         lr = f"{train.PRESETS[method]['lr']:.0e}".replace("e-0", "e-")
-        match = sorted(100 * float(row["exact_match"]) for row in by_lr[lr])
-        half, before, after = (statistics.median(float(row[column] or "inf") for row in by_lr[lr])
+        mine = [row for row in rows if row["method"] == method and row["lr"] == lr]
+        match = sorted(100 * float(row["exact_match"]) for row in mine)
+        half, before, after = (statistics.median(float(row[column] or "inf") for row in mine)
                                for column in ("steps_to_half", "docs_before", "docs_after"))
-        trained, size = int(by_lr[lr][0]["trainable"]), int(by_lr[lr][0]["optimizer_bytes"]) / 1e6
-        lines.append(f"| {method} | {lr} | **{statistics.median(match):.1f} %** | {match[0]:.1f}–{match[-1]:.1f} | "
-                     f"{half:.0f} | {before:.2f} → {after:.2f} | {trained:,} | {size:.1f} MB |")
+        trained, size = (max(int(row[column] or 0) for row in mine)  # a run that diverged has none
+                         for column in ("trainable", "optimizer_bytes"))
+        lines.append(f"| {method} | {lr} | **{statistics.median(match):.1f} %** "
+                     f"| {match[0]:.1f}–{match[-1]:.1f} | {half:.0f} | {before:.2f} → {after:.2f} "
+                     f"| {trained:,} | {size / 1e6:.1f} MB |")
     return "\n".join(lines)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SWEEPS, "table"])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (one a core)")
     args = parser.parse_args()
