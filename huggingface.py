@@ -12,6 +12,7 @@ are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter is adapter_model
 r, lora_alpha and use_rslora: s = lora_alpha/r, or lora_alpha/√r.
 """
 import argparse
+import copy
 import importlib.util
 import json
 import re
@@ -29,6 +30,7 @@ CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ARCHITECTURE = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
                 "tie_word_embeddings": True, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 OTHER_START = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these move the base weights as well
+OTHER_KINDS = ("use_dora", "alora_invocation_tokens", "modules_to_save", "lora_bias", "target_parameters")
 
 
 def load_gpt2(name_path_or_url):
@@ -71,7 +73,7 @@ def _fetch(name_path_or_url):
     url = REPOSITORY.format(name_path_or_url) if name_path_or_url in NAMES else str(name_path_or_url)
     if "://" not in url:
         return Path(url)
-    site, _, name = url.rpartition("/")
+    site, _, name = url.partition("?")[0].rpartition("/")
     folder = Path(torch.hub.get_dir()) / "checkpoints" / re.sub(r"\W+", "-", site)
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("config.json", name):
@@ -139,9 +141,9 @@ def export_peft(model, directory):
 def load_peft(model, directory):
     """Puts a PEFT adapter on the untouched base model, in place -> model; ValueError if it is not plain LoRA."""
     config = _read_json(Path(directory) / "adapter_config.json")
-    unread = [key for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters") if config.get(key)]
+    unread = [key for key in OTHER_KINDS if config.get(key)]
     if config.get("peft_type") != "LORA" or unread or str(config.get("init_lora_weights")).startswith(OTHER_START):
-        raise ValueError(f"{directory} holds no plain LoRA adapter: its {' and '.join(unread) or 'type or start'}")
+        raise ValueError(f"{directory} holds no plain LoRA adapter ({', '.join(unread) or 'its type or start'})")
     file, state = Path(directory) / "adapter_model.safetensors", {}
     file = file if file.exists() else file.with_suffix(".bin")
     for key, value in _read_tensors(file).items():
@@ -152,7 +154,7 @@ def load_peft(model, directory):
         if part == "lora_A":
             alpha = next((alpha for pattern, alpha in (config.get("alpha_pattern") or {}).items()
                           if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 8))
-            state[f"{name}.scale"] = torch.tensor(alpha / len(value) ** (0.5 if config.get("use_rslora") else 1))
+            state[f"{name}.scale"] = alpha / len(value) ** (0.5 if config.get("use_rslora") else 1)
     lora.load_adapter(model, state)
     for layer in lora.lora_layers(model).values():
         layer.rslora = bool(config.get("use_rslora"))
@@ -161,19 +163,17 @@ def load_peft(model, directory):
 
 def merge_and_save(model, directory):
     """Writes the model as HF's GPT-2, adapters merged in, without a trace of LoRA; the model stays as it was."""
-    layers, state, config = lora.lora_layers(model), {}, model.config
-    unmerged = [layer for layer in layers.values() if not layer.merged]
+    model, state, config = copy.deepcopy(model), {}, model.config
     lora.merge_lora(model)
     for name, value in model.state_dict().items():
         if not re.search(r"\.(lora_[AB]0?|unmerged_weight)$|^lm_head\.weight$", name):
             name = name.replace(".linear.", ".")
-            state[name] = (value.T if name.endswith(CONV1D) else value).detach().cpu().clone().contiguous()
-    for layer in unmerged:
-        layer.unmerge()
+            state[name] = (value.T if name.endswith(CONV1D) else value).detach().cpu().contiguous()
     _write(directory, ("model.safetensors", "pytorch_model.bin"), state, "config.json", {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
         "vocab_size": config.vocab_size, "n_positions": config.block_size, "n_embd": config.n_embd,
-        "n_layer": config.n_layer, "n_head": config.n_head, "tie_word_embeddings": "lm_head" not in layers})
+        "n_layer": config.n_layer, "n_head": config.n_head,
+        "tie_word_embeddings": "lm_head" not in lora.lora_layers(model)})
 
 
 def main():

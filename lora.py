@@ -1,15 +1,14 @@
 """Low-rank adaptation in one file: LoRA, LoRA+, LoRA-GA and the Riemannian preconditioner.
 
-LoRA adds to each frozen weight the product of two thin factors, B and A, and trains only those. The others
-mend one thing each, and combine: LoRA+ the learning rates, LoRA-GA the start, preconditioning the gradients.
+LoRA adds to each frozen weight W (d_out, d_in), as in nn.Linear, the product of two thin factors B (d_out, r)
+and A (r, d_in), and trains only those. The others mend one thing each, and combine: LoRA+ the learning rates,
+LoRA-GA the start, preconditioning the gradients.
 
     apply_lora(model, rank=8, rslora=True)       # LoRA: W = W0 + s·BA, in every layer called c_attn, ...
     lora_ga_init(model, batches, loss_fn)        # LoRA-GA (optional)
     groups = lora_plus_groups(model, lr=1e-3)    # LoRA+ (optional)
     optimizer = torch.optim.AdamW(groups)
     attach_preconditioner(optimizer, model)      # the preconditioner (optional)
-
-Shapes in comments: a weight W is (d_out, d_in) as in nn.Linear, A is (r, d_in), B is (d_out, r).
 """
 import torch
 import torch.nn as nn
@@ -20,7 +19,7 @@ class LoRALinear(nn.Module):
 
     linear   the nn.Linear to wrap; it is frozen in place
     rank     r, from 1 to min(d_in, d_out), else ValueError
-    alpha    s = alpha/rank; None means alpha = rank
+    alpha    s = alpha/rank; None means alpha = rank, so s is 1 (√rank with rslora)
     dropout  the share of the adapter's inputs to drop; the frozen layer always sees all of x
     rslora   s = alpha/√rank: with one alpha for all ranks, the output keeps its size (arXiv 2312.03732)
     """
@@ -29,6 +28,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         d_out, d_in = linear.weight.shape
         _check_rank(rank, min(d_out, d_in), "this layer")
+        self.dropout = nn.Dropout(dropout).train(linear.training)
         self.linear = linear.requires_grad_(False)
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bfloat16 would lose small steps
         self.lora_A = nn.Parameter(linear.weight.new_empty(rank, d_in, dtype=dtype))
@@ -36,7 +36,6 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
         self.rslora = rslora
         self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
-        self.dropout = nn.Dropout(dropout).train(linear.training)
         self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
         self.register_buffer("lora_B0", None)
         self.register_parameter("unmerged_weight", None)
@@ -49,7 +48,7 @@ class LoRALinear(nn.Module):
         y = self.linear(rows)
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(y.dtype)
         h = self.dropout(rows) @ A.T  # (N, r)
-        # A copy of Bᵀ has autograd find hᵀ∇y for B, not the slow (∇y)ᵀh: 12 % of a step (4 × 256, 2 cores).
+        # A copy of Bᵀ has autograd find B's gradient as hᵀ∇y, not as the slow (∇y)ᵀh: 12 % of train.py's step.
         y.addmm_(h, B.T.contiguous(), alpha=self.scale)
         return y.view(x.shape[:-1] + y.shape[-1:])
 
@@ -66,7 +65,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """A = A0, B = B0 and linear.weight = W0 − s·B0A0: another start, the same layer but for dropout."""
+        """A = A0, B = B0 and linear.weight = W0 − s·B0A0: the same layer but for dropout and rounding."""
         self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
         self.linear.weight = self._weight_plus(-self.scale)
 
@@ -111,9 +110,10 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
         chosen |= matches
     for name, linear in chosen.items():
         _check_rank(rank, min(linear.weight.shape), name)
+    wrapped = {name: LoRALinear(linear, rank, alpha, dropout, rslora) for name, linear in chosen.items()}
     model.requires_grad_(False)
-    for name, linear in chosen.items():
-        model.set_submodule(name, LoRALinear(linear, rank, alpha, dropout, rslora))
+    for name, layer in wrapped.items():
+        model.set_submodule(name, layer)
     return model
 
 
@@ -135,10 +135,11 @@ def unmerge_lora(model):
 
 
 def lora_plus_groups(model, lr, ratio=16.0):
-    """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with A at lr and B at ratio · lr, λ ≈ 16.
+    """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with A at lr and B at ratio · lr.
 
-    With one rate for both, what the model learns through B vanishes as it grows wider (theory: λ = Θ(width);
-    16 is experience). Other trainable parameters form a third group, at lr. Ratio 1 is LoRA. -> list[dict]
+    With one rate for both, what the model learns through B vanishes as it grows wider (the ratio, the paper's
+    λ, is to grow as the width; 16 is what the authors found good). Ratio 1 is LoRA. Other trainable parameters
+    form a third group, at lr. -> list[dict]
     """
     layers = lora_layers(model).values()
     A, B = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
@@ -152,64 +153,61 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
     With G = ∂L/∂W0 = U S Vᵀ over all batches (Algorithm 1; their sum has their mean's singular vectors):
         A = c · V[:, :r]ᵀ    B = c · U[:, r:2r]    c = d_out^¼ / √gamma    W0 ← W0 − s·BA
-    The first step η then moves W along the best rank-2r approximation of G (Theorem 3.1), to first order by
-        −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
-    Call it once, after apply_lora(..., rslora=True): s = alpha/√r is the paper's scale (Theorem 3.2).
-    batches is an iterable of what loss_fn(model, batch) -> scalar tensor takes. With torch.distributed, every
-    process calls it, on the bare model, with its share of each batch and of its loss. ValueError, leaving
-    the model unchanged, for 2r > min(d_in, d_out), for an adapter that is merged or has left its zero start,
-    and for a layer whose gradient is missing, zero or not finite.
+    The first step η of gradient descent then moves W, to first order, by a multiple of the best rank-2r
+    approximation of G (Theorem 3.1):    −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
+    Call it once, after apply_lora(..., rslora=True): at this, the paper's scale, one alpha serves all ranks
+    (Theorem 3.2). loss_fn(model, batch) -> a scalar tensor. With torch.distributed, every process calls it, on
+    the bare model, with its share of each batch and loss. ValueError, with the model unchanged: no layers or
+    batches, 2r > min(d_in, d_out), an adapter merged or trained, a gradient missing, zero or not finite.
     """
-    layers, starts = lora_layers(model), {}
+    layers, batches = lora_layers(model), list(batches)
+    if not layers or not batches:
+        raise ValueError("LoRA-GA needs a model with LoRA layers, and at least one batch")
     for name, layer in layers.items():
         if layer.lora_A0 is not None or layer.merged or layer.lora_B.any():
             raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is initialised, trained or merged")
         _check_rank(len(layer.lora_A), min(layer.linear.weight.shape) // 2, f"{name} with LoRA-GA")
-
-    def start(name, G):  # G (d_out, d_in)
-        r, c = len(layers[name].lora_A), G.shape[0] ** 0.25 / gamma ** 0.5
-        if G.any():
-            U, _, V = truncated_svd(G, 2 * r)
-            starts[name] = c * V[:, :r].T, c * U[:, r:2 * r]
-
-    _for_each_gradient(layers, model, list(batches), loss_fn, start)
-    if missing := layers.keys() - starts.keys():
-        raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {min(missing)} has none")
+    svds = _gradient_svds(layers, model, batches, loss_fn)
+    for name in layers:
+        if name not in svds or not svds[name][1].any():
+            raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
     for name, layer in layers.items():
-        layer.start_from(*starts[name])
+        U, _, V = svds[name]
+        r, c = len(layer.lora_A), len(U) ** 0.25 / gamma ** 0.5
+        layer.start_from(c * V[:, :r].T, c * U[:, r:2 * r])
 
 
 def truncated_svd(G, k):
-    """The n ≥ k largest singular values of G and their vectors -> U (d_out, n), S (n,), V (d_in, n).
+    """The k largest singular values of G, or all, and their vectors -> U (d_out, k), S (k,), V (d_in, k).
 
-    Exact up to 512 wide; beyond, a randomised sketch (Halko et al., arXiv 0909.4061), many times faster; it
-    costs LoRA-GA's first step less than 1 % of its cosine unless the gradient is white noise (test_lora.py).
+    Exact up to 512 wide; beyond, by a randomised sketch (Halko et al., arXiv 0909.4061), many times faster: it
+    costs LoRA-GA's first step less than 1 % of its cosine (test_lora.py; 3 % if the gradient is white noise).
     """
     if min(G.shape) > max(512, 2 * k):
         U, S, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     else:
         U, S, Vh = torch.linalg.svd(G, full_matrices=False)
         V = Vh.T
-    signs = V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()  # (1, n); else a matter of rounding
+    U, S, V = U[:, :k], S[:k], V[:, :k]
+    signs = V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()  # (1, k); else rounding decides
     return U * signs, S, V * signs
 
 
-def _for_each_gradient(layers, model, batches, loss_fn, use):
-    """Calls use(name, Σ ∂L/∂W0 over the batches) layer by layer, with one gradient in memory at a time."""
-    weights, sums = {name: layer.linear.weight for name, layer in layers.items()}, {}
+def _gradient_svds(layers, model, batches, loss_fn):
+    """Σ ∂L/∂W0 over the batches, as truncated SVDs; one gradient in memory at a time -> {name: (U, S, V)}."""
+    weights, svds = {name: layer.linear.weight for name, layer in layers.items()}, {}
 
     def collect(name, W):  # called within backward, once a layer's gradient is there
-        G, W.grad = W.grad.to(layers[name].lora_A.dtype), None
+        G, W.grad = W.grad.to(layers[name].lora_A.dtype), None  # (d_out, d_in)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(G)  # every process has its share of the batch
-        if name in sums:
-            G.addmm_(*sums.pop(name))
+        if name in svds:
+            U, S, V = svds[name]
+            G.addmm_(U * S, V.T)
         if not G.isfinite().all():
             raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
-        if done == len(batches) - 1:
-            return use(name, G)
-        U, S, V = truncated_svd(G, 4 * len(layers[name].lora_A))
-        sums[name] = U * S, V.T  # kept in its place; smaller in a layer that is wider than 512
+        r = len(layers[name].lora_A)
+        svds[name] = truncated_svd(G, 2 * r if count == len(batches) else 4 * r)  # more, while it is a sum
 
     try:
         for name, layer in layers.items():  # leaves of their own: G is without other uses of a tied weight
@@ -217,11 +215,12 @@ def _for_each_gradient(layers, model, batches, loss_fn, use):
             layer.linear.weight.register_post_accumulate_grad_hook(lambda W, name=name: collect(name, W))
         leaves = [layer.linear.weight for layer in layers.values()]
         with torch.enable_grad(), torch.random.fork_rng({W.device for W in leaves if W.is_cuda}):
-            for done, batch in enumerate(batches):
+            for count, batch in enumerate(batches, start=1):
                 loss_fn(model, batch).backward(inputs=leaves)
     finally:
         for name, layer in layers.items():
             layer.linear.weight = weights[name]
+    return svds
 
 
 @torch.no_grad()
@@ -230,15 +229,16 @@ def precondition_gradients(model, damping=1e-6):
 
         ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0 (see inverse_grams)
 
-    A small gradient step η then moves W by −η s² (P_col(B) G + G P_row(A)), however BA is split into B and A.
-    Both metrics (BᵀB, AAᵀ) are from before the step. Factors without a gradient are skipped.
+    A small gradient step η then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)), however BA is split (P
+    projects onto B's columns, A's rows). Both metrics are from before the step; factors without .grad are skipped.
     """
     alike = {}
     for layer in lora_layers(model).values():
-        alike.setdefault((len(layer.lora_A), layer.lora_A.device), []).append((layer.lora_A, layer.lora_B))
-    for pairs in alike.values():
-        inverses = inverse_grams([B.T for _, B in pairs] + [A for A, _ in pairs], damping)
-        for (A, B), for_A, for_B in zip(pairs, *inverses.to(pairs[0][0].dtype).chunk(2)):
+        A, B = layer.lora_A, layer.lora_B
+        alike.setdefault((len(A), A.dtype, A.device), []).append((A, B))
+    for (_, dtype, _), pairs in alike.items():
+        inverses = inverse_grams([B.T for _, B in pairs] + [A for A, _ in pairs], damping).to(dtype)
+        for (A, B), for_A, for_B in zip(pairs, *inverses.chunk(2)):
             if A.grad is not None:
                 A.grad = for_A @ A.grad
             if B.grad is not None:
@@ -272,10 +272,10 @@ def adapter_state_dict(model):
     """
     state = {}
     for name, layer in lora_layers(model).items():
-        values = (*layer.factors(), torch.tensor(layer.scale, dtype=torch.float64))
-        for part, value in zip(("lora_A", "lora_B", "scale"), values):
-            state[f"{name}.{part}"] = value.detach().to("cpu", copy=True)
-    return state
+        A, B = layer.factors()
+        scale = torch.tensor(layer.scale, dtype=torch.float64)
+        state |= {f"{name}.lora_A": A, f"{name}.lora_B": B, f"{name}.scale": scale}
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 def load_adapter(model, state):
@@ -291,9 +291,9 @@ def load_adapter(model, state):
             linear = layers[name].linear if name in layers else model.get_submodule(name)
             adapter = adapters[name] = LoRALinear(linear, rank=len(state[f"{name}.lora_A"]))
             adapter.load_state_dict({f: state[f"{name}.{f}"] for f in ("lora_A", "lora_B")}, strict=False)
-            adapter.scale = state[f"{name}.scale"].item()
-        except (AttributeError, KeyError, RuntimeError, ValueError):
-            raise ValueError(f"the adapter does not fit the model at {name or 'any layer'}") from None
+            adapter.scale = float(state[f"{name}.scale"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the adapter does not fit the model at {name or 'any layer'}") from error
     model.requires_grad_(False)
     for name, module in ({name: layer.linear for name, layer in layers.items()} | adapters).items():
         model.set_submodule(name, module)

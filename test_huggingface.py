@@ -58,7 +58,8 @@ def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transfo
     with torch.no_grad():
         expected = theirs(IDX).logits
     for file in ("model.safetensors", "pytorch_model.bin"):
-        for address in (tmp_path / file, (tmp_path / file).as_uri()):
+        url = (tmp_path / file).as_uri()
+        for address in (tmp_path / file, url, url + "?download=true"):
             model = load_gpt2(address).eval()
             torch.testing.assert_close(model(IDX)[0], expected, rtol=0, atol=1e-4)
             assert model.config.n_head == shape["n_head"]
@@ -167,7 +168,8 @@ def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"},
-                                     {"modules_to_save": ["ln_f"]}])
+                                     {"modules_to_save": ["ln_f"]},
+                                     {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}])
 def test_adapters_that_are_not_plain_lora_are_refused(peft, transformers, tmp_path, options):
     config = peft.LoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True, **options)
     model = peft.get_peft_model(gpt2(transformers), config)

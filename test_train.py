@@ -203,6 +203,10 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tiny, tmp_path, monkeyp
     tiny(*flags, "--out_dir", "whole")
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
         tiny(*flags, "--out_dir", "parts", interrupted=StopAfter(6))
+    stopped = train.load_file(tmp_path / "parts" / "ckpt.pt")
+    assert stopped["progress"]["step"] == 6
+    stopped["progress"]["seconds"] += 1000  # the parts' times add up
+    train.save(tmp_path / "parts" / "ckpt.pt", stopped)
     step = train.train_step
 
     def die(*args):  # as kill -9 would, between two checkpoints
@@ -215,11 +219,42 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tiny, tmp_path, monkeyp
         tiny(*flags, "--out_dir", "parts", "--resume")
     monkeypatch.setattr(train, "train_step", step)
     torch.manual_seed(12345)
-    tiny(*flags, "--out_dir", "parts", "--resume")
+    assert tiny(*flags, "--out_dir", "parts", "--resume")["seconds"] > 1000
     whole, parts = (train.load_file(tmp_path / name / "ckpt.pt") for name in ("whole", "parts"))
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
     assert [row[:3] for row in whole["progress"]["log"]] == [row[:3] for row in parts["progress"]["log"]]
+
+
+def test_a_signal_stops_after_the_step_and_a_second_ctrl_c_at_once(monkeypatch):
+    def run(args, interrupted):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert interrupted.is_set() and len(numbers) == 1
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(train, "train", run)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    try:
+        for numbers in ([signal.SIGINT], [signal.SIGTERM]):
+            train.main()
+        numbers = [signal.SIGINT, signal.SIGINT]
+        with pytest.raises(SystemExit, match="stopped at once"):
+            train.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_loraga_starts_from_the_gradients_of_the_first_four_batches(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(lora, "lora_ga_init", lambda model, batches, *rest: seen.extend(batches))
+    tiny("--method", "loraga", "--steps", "1", "--out_dir", "o")
+    task = tasks.load("math", tokenizer.load(), 32)
+    assert len(seen) == 4
+    for step, (idx, targets, share) in enumerate(seen):
+        assert torch.equal(idx, task.batch(0, step, 8)[0]) and torch.equal(targets, task.batch(0, step, 8)[1])
+        assert share == 1
 
 
 def test_grad_accumulation_gives_the_gradient_of_the_whole_batch():
@@ -284,6 +319,7 @@ MORE = {  # these within pytest's process, which is quicker
     "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
     "--method full --export peft": "--export needs an adapter",
     "--block_size 129": "--block_size 129 or the vocabulary's",
+    "--seed 4294967296": "allowed: at least 0 and below 4294967296",
     "--grad_accum 3": "--batch_size 32 must be a multiple of 3 (--grad_accum",
     "--data {}/short.txt": "too short",
     "--data {}": "is neither",

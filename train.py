@@ -33,7 +33,7 @@ PRESETS = {  # learning rates: each method's best in experiments/README.md, with
     "full": {"lr": 3e-3},
     "lora": {"lr": 1e-2},
     "loraplus": {"lr": 1e-3, "lr_ratio": 16.0},
-    "loraga": {"lr": 1e-3, "init": "ga", "rslora": True},
+    "loraga": {"lr": 1e-3, "init": "ga", "rslora": True, "alpha": 8.0},
     "riemannian": {"lr": 1e-2, "precondition": True},
     "pretrain": {"lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8, "warmup": 300,
                  "weight_decay": 0.1, "betas": [0.9, 0.99], "eval_interval": 1000},
@@ -62,7 +62,7 @@ def build_parser():
     add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL (the shipped base)")
     add("--data", help="math, code, docs, shakespeare, or the path of a UTF-8 text file (math)")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A (8)")
-    add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank)")
+    add("--alpha", type=positive, help="the adapter's scale is alpha/rank (the rank, and 8 in loraga)")
     add("--rslora", action=yes_or_no, help="scale by alpha/√rank instead (only in loraga)")
     add("--targets", nargs="+", help="the linear layers to adapt (c_attn c_proj c_fc)")
     add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs to drop (0)")
@@ -80,7 +80,7 @@ def build_parser():
     add("--block_size", type=count, default=128, help="tokens in a window of text (128)")
     add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
     add("--steps", type=count, help="optimizer steps (600)")
-    add("--seed", type=natural, default=0, help="the seed of the factors, the batches and the dropout (0)")
+    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="the seed of the factors, the batches and the dropout (0)")
     add("--dtype", choices=["float32", "bfloat16"], help="what to compute in (bfloat16 on GPUs that have it)")
     add("--base_dtype", choices=["float32", "bfloat16"], help="what to keep the frozen weights in (float32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto: the first GPU, else the CPU)")
@@ -338,7 +338,7 @@ def main():
     try:
         train(parse_args(), interrupted)
     except KeyboardInterrupt as stop:
-        sys.exit(f"train.py: {stop or 'stopped at once, without another checkpoint'}")
+        sys.exit(f"train.py: {str(stop) or 'stopped at once, without another checkpoint'}")
     except (ValueError, OSError, RuntimeError) as error:
         if type(error) is RuntimeError and PROCESSES == 1:
             raise  # a mistake in the code, not too little memory or a process that died
