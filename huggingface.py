@@ -178,7 +178,7 @@ def merge_and_save(model, directory):
 
 def main():
     from data import base
-    from sample import load_run
+    from sample import load_run, model_of
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = {"export": (export_peft, "peft"), "merge": (merge_and_save, "merged")}
     parser.add_argument("what", choices=commands)
@@ -186,7 +186,7 @@ def main():
     args = parser.parse_args()
     try:
         settings, state = load_run(args.out_dir)
-        model = lora.load_adapter(base.load(settings["init_from"]), state)
+        model = model_of(state, base.load(settings["init_from"]))
         for layer in lora.lora_layers(model).values():
             layer.rslora = settings["rslora"]
         write, directory = commands[args.what][0], args.out_dir / commands[args.what][1]

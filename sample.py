@@ -1,9 +1,7 @@
-"""Continues a prompt with the base model and with adapters on it, side by side.
+"""Continues a prompt with the base model, and with what runs of train.py have made of it.
 
     python sample.py --adapter out/math-loraga-r8 --prompt "What is 47 plus 86?"
     python sample.py --adapter A --adapter B --prompt "Once" --temperature 0.8 --samples 3 --tokens 100
-
-One base model is loaded; the adapters are swapped on it.
 """
 import argparse
 import json
@@ -14,16 +12,22 @@ import torch
 import lora
 from data import base, tokenizer
 from data.files import load_file
-from train import number, pick_device
+from train import WITHOUT_ADAPTER, number, pick_device
 
 
 def load_run(directory):
-    """A finished run's settings and its adapter; ValueError if they are missing or damaged."""
+    """A finished run's settings, and its adapter or whole model; ValueError if missing or damaged."""
     try:
         settings = json.loads((Path(directory) / "result.json").read_text(encoding="utf-8"))["settings"]
-        return {"init_from": None, **settings}, load_file(Path(directory) / "adapter.pt")
+        weights = "model.pt" if settings["method"] in WITHOUT_ADAPTER else "adapter.pt"
+        return {"init_from": None, **settings}, load_file(Path(directory) / weights)
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{directory} holds no finished run with an adapter, or a damaged one") from None
+        raise ValueError(f"{directory} holds no finished run, or a damaged one") from None
+
+
+def model_of(state, model):
+    """The model of a run: its adapter on the base `model`, in place, or the whole one that it trained."""
+    return base.build(state) if "config" in state else lora.load_adapter(model, state)
 
 
 def pieces(encoding, tokens):
@@ -61,11 +65,11 @@ def run(args):
     encoding = tokenizer.load("gpt2" if init_from else "nanolora")
     if not args.prompt:
         raise ValueError("--prompt is empty: give at least one character")
-    model = base.load(init_from).to(args.device)
+    start = base.load(init_from)
     width = max(len(name) for name in ("base", *runs)) + 2
     for name in ("base", *runs):
-        if name != "base":
-            lora.load_adapter(model, runs[name][1])
+        model = start if name == "base" else model_of(runs[name][1], start)
+        model.to(args.device)
         for seed in range(args.seed, args.seed + args.samples):
             print(f"{name:{width}}{args.prompt}", end="", flush=True)
             answer(model, encoding, args, seed)
@@ -75,7 +79,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"sample.py: {message}\n")
     count, natural = number(int, 1), number(int, 0)
-    parser.add_argument("--adapter", action="append", default=[], metavar="OUT_DIR", help="a finished run; may be repeated")
+    parser.add_argument("--adapter", action="append", default=[], metavar="OUT_DIR", help="a run; may be repeated")
     parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 takes the likeliest token (0)")
     parser.add_argument("--top_k", type=count, help="sample among the k likeliest tokens only")

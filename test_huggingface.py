@@ -208,6 +208,11 @@ def runs(tmp_path_factory):
     return directories
 
 
+def test_a_half_precision_checkpoint_is_loaded_in_float32(transformers, tmp_path):
+    gpt2(transformers).half().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_gpt2(tmp_path / "model.safetensors").parameters()} == {torch.float32}
+
+
 def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, transformers, tmp_path):
     shipped = base.load()
     merge_and_save(shipped, tmp_path / "shipped")
@@ -224,17 +229,24 @@ def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, 
         merged = transformers.AutoModelForCausalLM.from_pretrained(directory / "merged").eval()
         for other in (adapter, merged):
             torch.testing.assert_close(other(idx).logits, model(idx)[0], rtol=0, atol=1e-4)
-    prompt, adapters = "This function returns the", ("--adapter", runs[0], "--adapter", runs[1])
+
+
+def test_runs_are_sampled_one_below_the_other_each_on_the_untouched_base(runs, tmp_path):
+    flags = "--method full --steps 2 --lr 0.003 --warmup 0 --device cpu --out_dir"
+    train.train(train.parse_args([*flags.split(), str(tmp_path / "full")]))
+    whole = base.build(train.load_file(tmp_path / "full" / "model.pt"))
+    models = [base.load(), whole, *(lora.load_adapter(base.load(), sample.load_run(d)[1]) for d in runs)]
+    prompt, encoding = "This function returns the", tokenizer.load()
+    adapters = [word for directory in (tmp_path / "full", *runs) for word in ("--adapter", directory)]
     lines = run("sample.py", *adapters, "--prompt", prompt, "--tokens", "8").stdout.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("base ") and str(runs[1]) in lines[2]
-    assert len({line.split(maxsplit=1)[1] for line in lines}) == 3  # three models, three answers
-    for line, state in zip(lines, (None, *(sample.load_run(directory)[1] for directory in runs))):
-        model, encoding = base.load(), tokenizer.load()
-        if state:
-            lora.load_adapter(model, state)
-        start = torch.tensor([encoding.encode(prompt)])
-        tokens = model.generate(start, 8, temperature=0)[0].tolist()
+    assert len(lines) == 4 and lines[0].startswith("base ") and str(runs[1]) in lines[3]
+    assert len({line.split(maxsplit=1)[1] for line in lines}) == 4  # four models, four answers
+    for line, model in zip(lines, models):
+        tokens = model.generate(torch.tensor([encoding.encode(prompt)]), 8, temperature=0)[0].tolist()
         assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
+    assert run("huggingface.py", "merge", tmp_path / "full").returncode == 0
+    merged = huggingface._read_tensors(next((tmp_path / "full" / "merged").glob("*model*")))
+    assert torch.equal(merged["transformer.wte.weight"], whole.transformer.wte.weight)
 
 
 def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(runs, tmp_path):

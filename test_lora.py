@@ -164,7 +164,9 @@ def test_lora_adapter_saved_and_loaded_on_a_fresh_base_gives_the_same_logits(tmp
 def test_lora_adapter_that_does_not_fit_is_refused():
     state = lora.adapter_state_dict(apply_lora(gpt(), rank=4))
     incomplete = {key: value for key, value in state.items() if not key.endswith("scale")}
-    for model, wrong in ((gpt(n_embd=32), state), (gpt(n_layer=1), state), (gpt(), {}), (gpt(), incomplete)):
+    other = {key: None if key.endswith("scale") else value for key, value in state.items()}
+    for model, wrong in ((gpt(n_embd=32), state), (gpt(n_layer=1), state), (gpt(), {}), (gpt(), incomplete),
+                         (gpt(), other)):
         with pytest.raises(ValueError, match="does not fit the model"):
             lora.load_adapter(model, wrong)
         assert not lora_layers(model)
@@ -465,6 +467,16 @@ def test_lora_ga_refuses_with_a_sentence_and_leaves_the_model_alone():
         assert flags == [p.requires_grad for p in model.parameters()]
     with pytest.raises(ValueError, match="at least one batch"):
         lora_ga_init(apply_lora(gpt(), rank=3), iter([]), gpt_loss)
+
+
+def test_lora_ga_keeps_the_k_largest_singular_values_alone():
+    G = torch.randn(30, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    U, S, V = lora.truncated_svd(G, 5)
+    everything = torch.linalg.svd(G, full_matrices=False)
+    assert (U.shape, S.shape, V.shape) == ((30, 5), (5,), (20, 5))
+    torch.testing.assert_close(S, everything.S[:5], **EXACT)
+    best = everything.U[:, :5] * everything.S[:5] @ everything.Vh[:5]
+    torch.testing.assert_close(U * S @ V.T, best, **EXACT)
 
 
 def test_lora_ga_uses_what_a_layer_got_from_any_of_the_batches():

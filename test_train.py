@@ -313,6 +313,7 @@ LISTED = {  # in the issue's words: unknown method, rank 0 or too large, negativ
 }
 MORE = {  # these within pytest's process, which is quicker
     "--method loraga --rank 129": "allowed are 1 to 128",
+    "--lr 1e39": "1e39 is not allowed: at least 1e-12 and below 1e+36",
     "--lr abc": "argument --lr: invalid float value: 'abc'",
     "--dropout 1": "1 is not allowed: at least 0 and below 1",
     "--device abacus": "--device abacus is not",

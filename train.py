@@ -54,7 +54,7 @@ def number(kind, low, high=math.inf):
 
 def build_parser():
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
-    positive, not_negative = number(float, 1e-12), number(float, 0)
+    positive, not_negative = number(float, 1e-12, 1e36), number(float, 0)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
@@ -209,7 +209,7 @@ def shares(idx, targets, count):
 
 
 def train_step(args, model, optimizer, idx, targets, step):
-    """One optimizer step on a batch -> its loss; ValueError if that or a new weight is not finite."""
+    """One optimizer step on a batch -> its loss; ValueError if the new weights are not finite."""
     torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + RANK)  # for dropout
     model.train()
     loss = 0.0
@@ -227,8 +227,8 @@ def train_step(args, model, optimizer, idx, targets, step):
         group["lr"] = group.setdefault("peak_lr", group["lr"]) * lr_factor(step, args)
     optimizer.step()
     optimizer.zero_grad()
-    if not (math.isfinite(loss) and torch.stack([p.isfinite().all() for p in trained]).all()):
-        raise ValueError(f"loss or weights are no longer finite at step {step + 1}: try an --lr below {args.lr:g}")
+    if not torch.stack([p.isfinite().all() for p in trained]).all():  # nor are they after a loss that is not
+        raise ValueError(f"the weights are no longer finite at step {step + 1}: try an --lr below {args.lr:g}")
     return loss
 
 

@@ -12,9 +12,13 @@ def load(init_from=None):
     """The shipped GPT; or GPT-2, where init_from is what `huggingface.load_gpt2` takes."""
     if init_from:
         return huggingface.load_gpt2(init_from)
-    base = load_file(PATH)
-    model = GPT(GPTConfig(**base["config"]))
-    model.load_state_dict(base["model"], strict=False)  # without lm_head, which is tied to wte
+    return build(load_file(PATH))
+
+
+def build(contents):
+    """The GPT that such a file holds."""
+    model = GPT(GPTConfig(**contents["config"]))
+    model.load_state_dict(contents["model"], strict=False)  # without lm_head, which is tied to wte
     return model
 
 
