@@ -408,7 +408,8 @@ def growth(args):
         slope = [np.polyfit(np.log(values), np.log(y), 1)[0] for y in (seconds, kept, trained)]
         rows.append([axis, " ".join(map(str, values)), " ".join(f"{1e3 * s:.0f}" for s in seconds),
                      " ".join(f"{m / 1e6:.0f}" for m in kept), *(f"{s:.2f}" for s in slope)])
-    table(f"Growth: a LoRA step from {start}; slopes on log-log axes (1: proportional)",
+    of = ", ".join(f"{axis} {value}" for axis, value in start.items())
+    table(f"Growth: a LoRA step from {of}; slopes on log-log axes (1: proportional)",
           ["along", "values", "ms", "MB kept", "time's slope", "memory's", "trainable parameters'"], rows)
 
 
