@@ -48,7 +48,7 @@ class LoRALinear(nn.Module):
         y = self.linear(rows)
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(y.dtype)
         h = self.dropout(rows) @ A.T  # (N, r)
-        # A copy of Bᵀ has autograd find B's gradient as hᵀ∇y, not as the slow (∇y)ᵀh: 12 % of train.py's step.
+        # A copy of Bᵀ has autograd find B's gradient as hᵀ∇y, not the slow (∇y)ᵀh: 12 % of a step at 256 wide.
         y.addmm_(h, B.T.contiguous(), alpha=self.scale)
         return y.view(x.shape[:-1] + y.shape[-1:])
 
@@ -181,7 +181,7 @@ def truncated_svd(G, k):
     """The k largest singular values of G, or all, and their vectors -> U (d_out, k), S (k,), V (d_in, k).
 
     Exact up to 512 wide; beyond, by a randomised sketch (Halko et al., arXiv 0909.4061), many times faster: it
-    costs LoRA-GA's first step less than 1 % of its cosine (test_lora.py; 4 % if the gradient is white noise).
+    costs LoRA-GA's first step less than 1 % of its cosine (test_lora.py; 3 to 5 % for a gradient of white noise).
     """
     if min(G.shape) > max(512, 2 * k):
         U, S, V = torch.svd_lowrank(G, q=2 * k, niter=3)
@@ -230,7 +230,7 @@ def precondition_gradients(model, damping=1e-6):
         ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0 (see inverse_grams)
 
     A small gradient step η then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)), however BA is split (P
-    projects onto B's columns, A's rows). Both metrics are from before the step; factors without .grad are skipped.
+    projects onto B's columns, A's rows). Both metrics predate the step; factors without .grad are skipped.
     """
     alike = {}
     for layer in lora_layers(model).values():

@@ -146,6 +146,8 @@ def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, tr
     torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
     assert (loaded(IDX).logits - load_gpt2(weights)(IDX)[0]).abs().max() > 0.01
     again = load_peft(load_gpt2(weights), tmp_path / "adapter")
+    for name, layer in lora.lora_layers(again).items():
+        assert abs(layer.scale - lora.lora_layers(model)[name].scale) < 1e-14
     torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
 
 

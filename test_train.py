@@ -246,6 +246,20 @@ def test_a_signal_stops_after_the_step_and_a_second_ctrl_c_at_once(monkeypatch):
             signal.signal(number, handler)
 
 
+def test_a_mistake_in_the_code_keeps_its_traceback_and_too_little_memory_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for error, expected in ((RuntimeError, RuntimeError), (NotImplementedError, NotImplementedError),
+                            (torch.OutOfMemoryError, SystemExit), (OSError, SystemExit)):
+        def fail(*_):
+            raise error("no room\nand more")
+
+        monkeypatch.setattr(train, "train", fail)
+        with pytest.raises(expected):
+            train.main()
+        assert capsys.readouterr().err == ("train.py: no room\n" if expected is SystemExit else "")
+
+
 def test_loraga_starts_from_the_gradients_of_the_first_four_batches(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(lora, "lora_ga_init", lambda model, batches, *rest: seen.extend(batches))

@@ -80,7 +80,7 @@ def build_parser():
     add("--block_size", type=count, default=128, help="tokens in a window of text (128)")
     add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory (1)")
     add("--steps", type=count, help="optimizer steps (600)")
-    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="the seed of the factors, the batches and the dropout (0)")
+    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="of the factors, the batches and the dropout (0)")
     add("--dtype", choices=["float32", "bfloat16"], help="what to compute in (bfloat16 on GPUs that have it)")
     add("--base_dtype", choices=["float32", "bfloat16"], help="what to keep the frozen weights in (float32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto: the first GPU, else the CPU)")
@@ -340,8 +340,8 @@ def main():
     except KeyboardInterrupt as stop:
         sys.exit(f"train.py: {str(stop) or 'stopped at once, without another checkpoint'}")
     except (ValueError, OSError, RuntimeError) as error:
-        if type(error) is RuntimeError and PROCESSES == 1:
-            raise  # a mistake in the code, not too little memory or a process that died
+        if PROCESSES == 1 and not isinstance(error, (ValueError, OSError, torch.OutOfMemoryError)):
+            raise  # a mistake in the code, not a process that died
         stopped = f"process {RANK} stopped: " if PROCESSES > 1 else ""
         build_parser().error(stopped + str(error).partition("\n")[0])
 

@@ -25,7 +25,8 @@ CACHE = Path(__file__).with_name("cache")
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 # A docstring or a comment line, to drop; or any other triple-quoted string, to step over with what it holds.
-NOT_CODE = re.compile(r'^[ \t]*(?:[rRuU]?("""|\'\'\').*?\1|#[^\n]*)[ \t]*\n|("""|\'\'\').*?\2', re.DOTALL | re.MULTILINE)
+NOT_CODE = re.compile(r'^[ \t]*(?:[rRuU]?("""|\'\'\').*?\1|#[^\n]*)[ \t]*\n|("""|\'\'\').*?\2',
+                      re.DOTALL | re.MULTILINE)
 PLAIN_WORD = re.compile(r"[(\"'`]*[A-Za-z][a-z'-]*[`)\"'.,;:?!]*")
 NOT_LIBRARY = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}
 

@@ -12,7 +12,8 @@ try:
 except ImportError:  # Windows: runs do not notice each other there
     fcntl = None
 
-RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's; rank 0 alone writes
+RANK = int(os.environ.get("RANK", 0))  # this process's number, by torchrun; 0 alone writes
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 warnings.filterwarnings("ignore", "Detected pickle protocol")  # load_file says what there is to say
 
 

@@ -25,8 +25,8 @@ def load(name="nanolora"):
         try:
             return tiktoken.get_encoding("gpt2")
         except OSError as error:
-            raise OSError(f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}): without a network, set "
-                          "TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached it on another machine") from None
+            raise OSError(f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}): without a network,"
+                          " set TIKTOKEN_CACHE_DIR to a folder where tiktoken has cached it elsewhere") from None
     contents = PATH.read_bytes()
     if hashlib.sha256(contents).hexdigest() != SHA256:
         raise ValueError(f"{PATH} is damaged or another vocabulary than the base model's")
