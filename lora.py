@@ -1,125 +1,167 @@
 """Low-rank adaptation in one file: LoRA, LoRA+, LoRA-GA and the Riemannian preconditioner.
 
-LoRA adds to each frozen weight W (d_out, d_in), as in nn.Linear, the product of two thin factors B (d_out, r)
-and A (r, d_in), and trains only those. The others mend one thing each, and combine: LoRA+ the learning rates,
-LoRA-GA the start, preconditioning the gradients.
+LoRA freezes each weight W0 (d_out, d_in) of a model and trains two thin factors beside it, B
+(d_out, r) and A (r, d_in), so that the layer computes with W0 + s·BA; s is a constant. The others
+mend one thing each: LoRA+ the learning rates, LoRA-GA the start, the preconditioner the gradients.
 
-    apply_lora(model, rank=8, rslora=True)       # LoRA: W = W0 + s·BA, in every layer called c_attn, ...
-    lora_ga_init(model, batches, loss_fn)        # LoRA-GA (optional)
-    groups = lora_plus_groups(model, lr=1e-3)    # LoRA+ (optional)
+    apply_lora(model, rank=8, alpha=8, rslora=True)      # LoRA, in every layer called c_attn, ...
+    lora_ga_init(model, batches, loss_fn)                # LoRA-GA (optional)
+    groups = lora_plus_groups(model, lr=1e-3, ratio=4)   # LoRA+ (optional)
     optimizer = torch.optim.AdamW(groups)
-    attach_preconditioner(optimizer, model)      # the preconditioner (optional)
+    attach_preconditioner(optimizer, model)              # the preconditioner (optional)
+    torch.save(adapter_state_dict(model), "adapter.pt")  # small, for the untouched base model
 """
+import warnings
+
 import torch
 import torch.nn as nn
 
 
 class LoRALinear(nn.Module):
-    """LoRA (Hu et al., arXiv 2106.09685, eq. 3): a frozen layer plus a low-rank term, x W0ᵀ + b + s·x AᵀBᵀ.
+    """LoRA (Hu et al., arXiv 2106.09685, eq. 3): y = x W0ᵀ + b + s · (x Aᵀ) Bᵀ, W0 and b frozen.
 
     linear   the nn.Linear to wrap; it is frozen in place
     rank     r, from 1 to min(d_in, d_out), else ValueError
-    alpha    s = alpha/rank; None means alpha = rank, so s is 1 (√rank with rslora)
-    dropout  the share of the adapter's inputs to drop; the frozen layer always sees all of x
-    rslora   s = alpha/√rank: with one alpha for all ranks, the output keeps its size (arXiv 2312.03732)
+    alpha    s = alpha/rank; None means alpha = rank, so that s is 1
+    dropout  the chance of each of the adapter's inputs, x in x Aᵀ, to be dropped in training
+    rslora   s = alpha/√rank, with which one alpha (to be given) serves all ranks (arXiv 2312.03732)
     """
 
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
         super().__init__()
-        d_out, d_in = linear.weight.shape
-        _check_rank(rank, min(d_out, d_in), "this layer")
-        self.dropout = nn.Dropout(dropout).train(linear.training)
+        _check_fit(linear, rank, "this layer")
+        alpha = rank if alpha is None else alpha
+        self.scale = alpha / rank ** 0.5 if rslora else alpha / rank
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.dropout = nn.Dropout(dropout)
         self.linear = linear.requires_grad_(False)
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)  # bfloat16 would lose small steps
-        self.lora_A = nn.Parameter(linear.weight.new_empty(rank, d_in, dtype=dtype))
-        self.lora_B = nn.Parameter(linear.weight.new_zeros(d_out, rank, dtype=dtype))  # zero: it starts at W0
-        nn.init.kaiming_uniform_(self.lora_A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
-        self.rslora = rslora
-        self.scale = (rank if alpha is None else alpha) / (rank ** 0.5 if rslora else rank)
-        self.register_buffer("lora_A0", None)  # the factors that `start_from` took out of the weight
-        self.register_buffer("lora_B0", None)
-        self.register_parameter("unmerged_weight", None)
+        W = linear.weight
+        dtype = torch.promote_types(W.dtype, torch.float32)  # bfloat16 would lose small steps
+        A = torch.empty(rank, self.in_features, dtype=dtype, device=W.device)
+        B = torch.zeros(self.out_features, rank, dtype=dtype, device=W.device)  # so BA = 0 at first
+        nn.init.kaiming_uniform_(A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
+        self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
+        self.register_buffer("lora_A0", torch.zeros_like(A))  # zero until `start_from` is called
+        self.register_buffer("lora_B0", torch.zeros_like(B))
+        self.register_parameter("unmerged_weight", None)  # linear.weight, while merged
+        self.train(linear.training)  # in its mode: a new module is in training mode
 
     def forward(self, x):
         """x (..., d_in) -> (..., d_out)."""
         if self.merged:
             return self.linear(x)
-        rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
-        y = self.linear(rows)
-        A, B = self.lora_A.to(x.dtype), self.lora_B.to(y.dtype)
-        h = self.dropout(rows) @ A.T  # (N, r)
-        # A copy of Bᵀ has autograd find B's gradient as hᵀ∇y, not the slow (∇y)ᵀh: 12 % of a step at 256 wide.
-        y.addmm_(h, B.T.contiguous(), alpha=self.scale)
-        return y.view(x.shape[:-1] + y.shape[-1:])
-
-    def factors(self):
-        """A and B such that delta = s·BA; after `start_from` they are [A; A0] and [B, −B0], of rank 2r."""
-        if self.lora_A0 is None:
-            return self.lora_A, self.lora_B
-        return torch.cat((self.lora_A, self.lora_A0)), torch.cat((self.lora_B, -self.lora_B0), dim=1)
+        A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        B_T = B.T.contiguous()  # only for speed: a step at width 256 takes 12 % less than with B.T
+        h = self.scale * (self.dropout(x) @ A.T)  # (..., r)
+        return self.linear(x) + h @ B_T
 
     def delta(self):
-        """What the adapter adds to the original weight W0 -> (d_out, d_in)."""
-        A, B = self.factors()
-        return self.scale * (B @ A)
+        """What the adapter adds to the original weight W0, s·(BA − B0A0) -> (d_out, d_in)."""
+        with torch.autocast(self.lora_A.device.type, enabled=False):
+            return self.scale * (self.lora_B @ self.lora_A - self.lora_B0 @ self.lora_A0)
+
+    @property
+    def weight(self):
+        """The effective weight, linear.weight + s·BA (d_out, d_in); A and B train through it."""
+        W = self.linear.weight
+        if self.merged:
+            return W
+        with torch.autocast(W.device.type, enabled=False):  # it would round BA to bfloat16
+            return (W + self.scale * self.lora_B @ self.lora_A).to(W.dtype)
+
+    @property
+    def bias(self):
+        return self.linear.bias
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """A = A0, B = B0 and linear.weight = W0 − s·B0A0: the same layer but for dropout and rounding."""
-        self.lora_A0, self.lora_B0 = self.lora_A.copy_(A0).clone(), self.lora_B.copy_(B0).clone()
-        self.linear.weight = self._weight_plus(-self.scale)
+        """For a fresh layer: A ← A0, B ← B0, linear.weight ← W0 − s·B0A0, and the same output."""
+        W = self.linear.weight
+        with torch.autocast(W.device.type, enabled=False):
+            moved = (W - self.scale * B0 @ A0).to(W.dtype)
+        self.linear.weight = nn.Parameter(moved, requires_grad=False)  # a tied weight stays W0
+        factors = {"lora_A": A0, "lora_B": B0, "lora_A0": A0, "lora_B0": B0}
+        self.load_state_dict(factors, strict=False)
 
-    merged = property(lambda self: self.unmerged_weight is not None)
+    @property
+    def merged(self):
+        return self.unmerged_weight is not None
 
     def merge(self):
-        """Adds s·BA to the weight, so that the layer costs one plain linear; does nothing if merged."""
+        """For inference: puts the effective weight into `linear`, one plain product. Idempotent."""
         if not self.merged:
-            self.unmerged_weight = self.linear.weight  # kept: W + s·BA − s·BA is not exactly W
-            self.linear.weight = self._weight_plus(self.scale)
+            effective = nn.Parameter(self.weight, requires_grad=False)
+            self.unmerged_weight = self.linear.weight  # kept: (W + s·BA) − s·BA is not exactly W
+            self.linear.weight = effective
 
     def unmerge(self):
-        """Puts the unmerged weight back, bit for bit; does nothing if not merged."""
+        """Puts the unmerged weight back, bit for bit. Idempotent."""
         if self.merged:
-            self.linear.weight, self.unmerged_weight = self.unmerged_weight, None
-
-    @torch.no_grad()
-    def _weight_plus(self, scale):  # a new Parameter: a weight tied to the old one must not move with it
-        weight = torch.addmm(self.linear.weight.to(self.lora_A.dtype), self.lora_B, self.lora_A, alpha=scale)
-        return nn.Parameter(weight.to(self.linear.weight.dtype), requires_grad=False)
+            self.linear.weight = self.unmerged_weight
+            self.unmerged_weight = None
 
 
-def _check_rank(rank, most, name):
+def _check_fit(linear, rank, name, times=1):  # LoRA-GA needs `times` 2: directions for A, and for B
+    W = linear.weight
+    plain = isinstance(W, nn.Parameter) and W.dtype.itemsize >= 2
+    if not plain or W.shape != (linear.out_features, linear.in_features):
+        raise ValueError(f"{name} has a packed or quantised weight, or computes it: LoRA here "
+                         "needs a plain parameter, of 16 bits or more")
+    most = min(W.shape) // times
     if not 1 <= rank <= most:
         raise ValueError(f"rank {rank} does not fit {name}: allowed are 1 to {most}")
 
 
-def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), dropout=0.0, rslora=False):
-    """Wraps the linear layers called `targets` in LoRALinear, in place, and freezes everything else -> model.
+def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), dropout=0.0,
+               rslora=False, also_train=()):
+    """Wraps the linear layers called `targets` in LoRALinear, in place, freezes the rest -> model.
 
-    A target is the end of a layer's name: "c_proj", or "attn.c_proj". ValueError, with the model unchanged,
-    if it carries LoRA already, a target matches no linear layer, or the rank does not fit one of the layers.
+    targets     the end of a layer's name, or several: "c_proj", or "attn.c_proj"
+    also_train  modules, named likewise, that train in full (but for targets in them): a new head
+    The other arguments are those of LoRALinear. ValueError, with the model unchanged, if it carries
+    LoRA already, a name matches nothing, there is no target, or the rank or dropout does not fit.
     """
-    if layers := lora_layers(model):
-        raise ValueError(f"apply_lora needs a model without LoRA: {next(iter(layers))} already carries it")
-    linears, chosen = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}, {}
-    for target in targets or [""]:  # "" matches nothing
-        matches = {name: linear for name, linear in linears.items() if f".{name}".endswith(f".{target}")}
-        if not matches:
-            raise ValueError(f"target {target!r} matches no linear layer: allowed are "
-                             + ", ".join(sorted({name.rpartition(".")[2] for name in linears})))
-        chosen |= matches
-    for name, linear in chosen.items():
-        _check_rank(rank, min(linear.weight.shape), name)
-    wrapped = {name: LoRALinear(linear, rank, alpha, dropout, rslora) for name, linear in chosen.items()}
+    if lora_layers(model):
+        raise ValueError("apply_lora needs a model without LoRA: this one already carries it")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    chosen = _called(targets, linears, "target {!r} matches no linear layer: allowed are {} "
+                     "(for GPT-2's Conv1D: huggingface.load_gpt2 loads it as linear layers)")
+    in_full = _called(also_train, modules, "also_train {!r} matches no module: allowed are {}")
+    if not chosen:
+        raise ValueError("apply_lora needs at least one target")
+    for linear, name in chosen.items():
+        _check_fit(linear, rank, name)
+    nn.Dropout(dropout)  # ValueError for what is no probability
     model.requires_grad_(False)
-    for name, layer in wrapped.items():
-        model.set_submodule(name, layer)
+    for module in in_full:
+        module.requires_grad_(True)
+    _replace(model, {linear: LoRALinear(linear, rank, alpha, dropout, rslora) for linear in chosen})
     return model
+
+
+def _called(ends, modules, otherwise):
+    """Those of `modules` whose names end in one of `ends` -> {module: its name}."""
+    found = {}
+    for end in [ends] if isinstance(ends, str) else ends:
+        names = [name for name in modules if name and f".{name}".endswith(f".{end}")]
+        if not names:
+            allowed = sorted({name.rpartition(".")[2] for name in modules if name})
+            raise ValueError(otherwise.format(end, ", ".join(allowed)))
+        found.update({modules[name]: name for name in names})
+    return found
+
+
+def _replace(model, replacements):
+    """Puts replacements[module] in a module's place, under every name that the model has for it."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in replacements:
+            model.set_submodule(name, replacements[module])
 
 
 def lora_layers(model):
     """The model's LoRA layers by name -> dict[str, LoRALinear]."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def merge_lora(model):
@@ -134,131 +176,161 @@ def unmerge_lora(model):
         layer.unmerge()
 
 
-def lora_plus_groups(model, lr, ratio=16.0):
-    """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with A at lr and B at ratio · lr.
+def merge_and_unload(model):
+    """Makes every LoRA layer a plain nn.Linear with the effective weight, in place -> model.
 
-    With one rate for both, what the model learns through B vanishes as it grows wider (the ratio, the paper's
-    λ, is to grow as the width; 16 is what the authors found good). Ratio 1 is LoRA. Other trainable parameters
-    form a third group, at lr. -> list[dict]
+    Its keys are again as `save_pretrained` needs them. Weights stay frozen, a tied one on its own.
+    """
+    merge_lora(model)
+    _replace(model, {layer: layer.linear for layer in lora_layers(model).values()})
+    return model
+
+
+def lora_plus_groups(model, lr, ratio=16.0):
+    """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups, B's at ratio · lr, all else at lr.
+
+    At the largest stable rate that A and B can share, what is learned through one of them vanishes
+    as the width n grows; for both to learn, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1). A constant
+    ratio, the paper's λ, only moves that to larger n. Its 16 is for A = 0 and a random B; for B = 0
+    as in `LoRALinear`, it found 4 to 8 good (§5.3), and 2 to 4 on Llama. Ratio 1 is LoRA.
     """
     layers = lora_layers(model).values()
-    A, B = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
-    others = [p for p in model.parameters() if p.requires_grad and p not in set(A + B)]
-    groups = [{"params": A, "lr": lr}, {"params": B, "lr": ratio * lr}, {"params": others, "lr": lr}]
-    return [group for group in groups if group["params"]]
+    A = [layer.lora_A for layer in layers]
+    B = [layer.lora_B for layer in layers]
+    factors = set(A + B)
+    others = [p for p in model.parameters() if p.requires_grad and p not in factors]
+    rates = [(A, lr), (B, ratio * lr), (others, lr)]
+    return [{"params": params, "lr": rate} for params, rate in rates if params]
+
+
+def lora_ga_factors(G, rank, gamma=16.0):
+    """LoRA-GA (Wang et al., arXiv 2407.05000, Algorithm 1): G = ∂L/∂W0 (d_out, d_in) -> A, B.
+
+    G = U S Vᵀ    A = c·V[:, :r]ᵀ (r, d_in)    B = c·U[:, r:2r] (d_out, r)    c = d_out^¼ / √gamma
+
+    With s = α/√r (rslora), this c makes the norm ‖s·BA‖_F = α·√d_out/gamma at every rank.
+    """
+    U, V = top_singular_vectors(G, 2 * rank)
+    c = len(G) ** 0.25 / gamma ** 0.5
+    return c * V[:, :rank].T, c * U[:, rank:]
 
 
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
-    """LoRA-GA (Wang et al., arXiv 2407.05000): starts A and B along the gradient, without changing the model.
+    """Starts A and B along the gradient, without changing what the model computes (LoRA-GA).
 
-    With G = ∂L/∂W0 = U S Vᵀ over all batches (Algorithm 1; their sum has their mean's singular vectors):
-        A = c · V[:, :r]ᵀ    B = c · U[:, r:2r]    c = d_out^¼ / √gamma    W0 ← W0 − s·BA
-    The first step η of gradient descent then moves W, to first order, by a multiple of the best rank-2r
-    approximation of G (Theorem 3.1):    −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
-    Call it once, after apply_lora(..., rslora=True): at this, the paper's scale, one alpha serves all ranks
-    (Theorem 3.2). loss_fn(model, batch) -> a scalar tensor. With torch.distributed, every process calls it, on
-    the bare model, with its share of each batch and loss. ValueError, with the model unchanged: no layers or
-    batches, 2r > min(d_in, d_out), an adapter merged or trained, a gradient missing, zero or not finite.
+    G sums the gradients of the batches, any iterable; loss_fn(model, batch) -> a scalar tensor.
+    Each layer starts from `lora_ga_factors`, with s·BA taken out of its frozen weight. The first
+    step η of gradient descent (one rate) then moves the effective weight, to first order, along
+    the best rank-2r approximation of G (Theorem 3.1):
+        −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
+    Call it once, after apply_lora(model, rank, alpha=..., rslora=True). A layer without a gradient
+    keeps LoRA's start, and a warning names it. ValueError, with the model unchanged: no LoRA layer,
+    no gradient at all or one not finite, 2r > min(d_in, d_out), an adapter trained or merged.
     """
-    layers, batches = lora_layers(model), list(batches)
-    if not layers or not batches:
-        raise ValueError("LoRA-GA needs a model with LoRA layers, and at least one batch")
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("LoRA-GA needs a model with LoRA layers")
     for name, layer in layers.items():
-        if layer.lora_A0 is not None or layer.merged or layer.lora_B.any():
-            raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is initialised, trained or merged")
-        _check_rank(len(layer.lora_A), min(layer.linear.weight.shape) // 2, f"{name} with LoRA-GA")
-    svds = _gradient_svds(layers, model, batches, loss_fn)
-    for name in layers:
-        if name not in svds or not svds[name][1].any():
-            raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
+        if layer.merged or layer.lora_B.any():
+            raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is trained, started or merged")
+        _check_fit(layer.linear, len(layer.lora_A), f"{name} with LoRA-GA", times=2)
+    gradients = _summed_gradients(layers, model, batches, loss_fn)
+    if not all(G.isfinite().all() for G in gradients.values()):
+        raise ValueError("LoRA-GA needs finite gradients")
+    if not any(G.any() for G in gradients.values()):
+        raise ValueError("LoRA-GA needs batches, and a loss that depends on the LoRA layers")
     for name, layer in layers.items():
-        U, _, V = svds[name]
-        r, c = len(layer.lora_A), len(U) ** 0.25 / gamma ** 0.5
-        layer.start_from(c * V[:, :r].T, c * U[:, r:2 * r])
+        if name in gradients and gradients[name].any():
+            G = gradients[name].to(layer.lora_A.device)
+            layer.start_from(*lora_ga_factors(G, len(layer.lora_A), gamma))
+        else:
+            warnings.warn(f"LoRA-GA: {name} has no gradient, and keeps LoRA's start")
 
 
-def truncated_svd(G, k):
-    """The k largest singular values of G, or all, and their vectors -> U (d_out, k), S (k,), V (d_in, k).
-
-    Exact up to 512 wide; beyond, by a randomised sketch (Halko et al., arXiv 0909.4061), many times faster: it
-    costs LoRA-GA's first step less than 1 % of its cosine (test_lora.py; 3 to 5 % for a gradient of white noise).
-    """
-    if min(G.shape) > max(512, 2 * k):
-        U, S, V = torch.svd_lowrank(G, q=2 * k, niter=3)
-    else:
-        U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-        V = Vh.T
-    U, S, V = U[:, :k], S[:k], V[:, :k]
-    signs = V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()  # (1, k); else rounding decides
-    return U * signs, S, V * signs
-
-
-def _gradient_svds(layers, model, batches, loss_fn):
-    """Σ ∂L/∂W0 over the batches, as truncated SVDs; one gradient in memory at a time -> {name: (U, S, V)}."""
-    weights, svds = {name: layer.linear.weight for name, layer in layers.items()}, {}
-
-    def collect(name, W):  # called within backward, once a layer's gradient is there
-        G, W.grad = W.grad.to(layers[name].lora_A.dtype), None  # (d_out, d_in)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(G)  # every process has its share of the batch
-        if name in svds:
-            U, S, V = svds[name]
-            G.addmm_(U * S, V.T)
-        if not G.sum().isfinite():  # many times faster than to ask each number
-            raise ValueError(f"LoRA-GA needs a gradient that is finite and not zero: {name} has none")
-        r = len(layers[name].lora_A)
-        svds[name] = truncated_svd(G, 2 * r if count == len(batches) else 4 * r)  # more, while it is a sum
+def _summed_gradients(layers, model, batches, loss_fn):
+    """G = Σ ∂L/∂W0 over the batches, in the CPU's memory -> {name: G (d_out, d_in)}."""
+    weights = {name: layer.linear.weight for name, layer in layers.items()}
+    leaves = {nn.Parameter(W.detach()): name for name, W in weights.items()}  # apart from tied ones
+    gradients = {}
+    def add(W):  # within backward, so that the device holds one layer's gradient at a time
+        G = W.grad.to("cpu", torch.promote_types(W.dtype, torch.float32))
+        gradients[leaves[W]] = gradients.get(leaves[W], 0) + G
+        W.grad = None
 
     try:
-        for name, layer in layers.items():  # leaves of their own: G is without other uses of a tied weight
-            layer.linear.weight = nn.Parameter(weights[name].detach())
-            layer.linear.weight.register_post_accumulate_grad_hook(lambda W, name=name: collect(name, W))
-        leaves = [layer.linear.weight for layer in layers.values()]
-        with torch.enable_grad(), torch.random.fork_rng({W.device for W in leaves if W.is_cuda}):
-            for count, batch in enumerate(batches, start=1):
-                loss_fn(model, batch).backward(inputs=leaves)
+        for W, name in leaves.items():
+            layers[name].linear.weight = W
+            W.register_post_accumulate_grad_hook(add)
+        for batch in batches:
+            with torch.enable_grad():
+                loss = loss_fn(model, batch)
+            with torch.autocast(loss.device.type, enabled=False):
+                loss.backward(inputs=list(leaves))
     finally:
         for name, layer in layers.items():
             layer.linear.weight = weights[name]
-    return svds
+    return gradients
+
+
+def top_singular_vectors(G, k):
+    """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
+
+    Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
+    0909.4061): LoRA-GA's first step keeps 99 % of its cosine with G, or 96 % if G is white noise.
+    """
+    with torch.autocast(G.device.type, enabled=False):
+        if min(G.shape) <= max(512, 2 * k):
+            U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+            V = Vh.T
+        else:
+            U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
+    U, V = U[:, :k], V[:, :k]
+    largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
+    signs = V.gather(0, largest).sign()  # uᵢvᵢᵀ leaves uᵢ's sign open, and BA pairs uᵣ₊ᵢ with vᵢ
+    return U * signs, V * signs
+
+
+def precondition(grads_A, grads_B, factors_A, factors_B, damping=1e-6):
+    """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1):
+
+        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping, or rounding if larger
+
+    A small step η of gradient descent then moves the effective weight, as δ → 0, by
+    −η s² (P_col(B) G + G P_row(A)): its gradient projected onto B's columns, plus the same onto A's
+    rows. If B and A have rank r, that depends on BA alone, not on how it is split. Takes lists of n
+    tensors, for n layers of one rank; a gradient may be None -> the two new lists.
+    """
+    grams = torch.stack([B.T @ B for B in factors_B] + [A @ A.T for A in factors_A])  # (2n, r, r)
+    trace = grams.diagonal(dim1=1, dim2=2).sum(dim=1)  # (2n,)
+    rounding = 4 * torch.finfo(grams.dtype).eps * trace  # a smaller δ would invert rounding errors
+    delta = rounding.clamp(min=damping)[:, None, None]
+    I = torch.eye(grams.shape[1], dtype=grams.dtype, device=grams.device)
+    L = torch.linalg.cholesky_ex(grams + delta * I).L  # _ex: a GPU need not wait for its verdict
+    for_A, for_B = torch.cholesky_inverse(L).chunk(2)  # (n, r, r) each
+    new_A = [None if grad is None else inverse @ grad for inverse, grad in zip(for_A, grads_A)]
+    new_B = [None if grad is None else grad @ inverse for inverse, grad in zip(for_B, grads_B)]
+    return new_A, new_B
 
 
 @torch.no_grad()
 def precondition_gradients(model, damping=1e-6):
-    """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1) of every .grad:
-
-        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping > 0 (see inverse_grams)
-
-    A small gradient step η then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)), however BA is split (P
-    projects onto B's columns, A's rows). Both metrics predate the step; factors without .grad are skipped.
-    """
+    """`precondition` for every .grad of a LoRA layer; layers of one rank share their inversion."""
     alike = {}
     for layer in lora_layers(model).values():
         A, B = layer.lora_A, layer.lora_B
         alike.setdefault((len(A), A.dtype, A.device), []).append((A, B))
-    for (_, dtype, _), pairs in alike.items():
-        inverses = inverse_grams([B.T for _, B in pairs] + [A for A, _ in pairs], damping).to(dtype)
-        for (A, B), for_A, for_B in zip(pairs, *inverses.chunk(2)):
-            if A.grad is not None:
-                A.grad = for_A @ A.grad
-            if B.grad is not None:
-                B.grad = B.grad @ for_B
-
-
-def inverse_grams(factors, damping):
-    """(MMᵀ + δI)⁻¹ of n matrices M (r, d) -> (n, r, r); δ is `damping`, or MMᵀ's rounding error if larger."""
-    factors = [M.float() if M.dtype.itemsize < 4 else M for M in factors]  # half precision is not enough
-    grams = torch.stack([M @ M.T for M in factors])
-    diagonals = grams.diagonal(dim1=1, dim2=2)  # (n, r), a view
-    rounding = 4 * torch.finfo(grams.dtype).eps * diagonals.sum(dim=1, keepdim=True)  # for Cholesky
-    diagonals += rounding.clamp(min=damping)
-    return torch.cholesky_inverse(torch.linalg.cholesky(grams))
+    for pairs in alike.values():
+        As, Bs = zip(*pairs)
+        with torch.autocast(As[0].device.type, enabled=False):
+            new_A, new_B = precondition([A.grad for A in As], [B.grad for B in Bs], As, Bs, damping)
+        for factor, grad in zip(As + Bs, new_A + new_B):
+            factor.grad = grad
 
 
 def attach_preconditioner(optimizer, model, damping=1e-6):
-    """Preconditions before every optimizer.step(), after any clipping -> a handle; ValueError for closures."""
+    """Preconditions in every optimizer.step(), before the update -> a handle to remove() it by."""
     def before_step(optimizer, args, kwargs):
-        if any(argument is not None for argument in (*args[1:], *kwargs.values())):  # args[0]: the optimizer
+        if any(argument is not None for argument in (*args[1:], *kwargs.values())):
             raise ValueError("the preconditioner needs an optimizer whose step takes no closure")
         precondition_gradients(model, damping)
 
@@ -266,35 +338,63 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
 
 
 def adapter_state_dict(model):
-    """The adapter alone -> {"<layer>.lora_A", "<layer>.lora_B", "<layer>.scale": tensor}.
+    """The parameters that train, relative to the untouched base model -> {key: tensor on the CPU}.
 
-    Always relative to the untouched base model: after LoRA-GA the factors have rank 2r (LoRALinear.factors).
+    "<layer>.lora_A" (r, d_in), "<layer>.lora_B" (d_out, r), "<layer>.scale", and others by their
+    names. After LoRA-GA the factors are [A; A0] and [B, −B0] of rank 2r, with product BA − B0A0.
     """
     state = {}
     for name, layer in lora_layers(model).items():
-        A, B = layer.factors()
-        scale = torch.tensor(layer.scale, dtype=torch.float64)
-        state |= {f"{name}.lora_A": A, f"{name}.lora_B": B, f"{name}.scale": scale}
+        A, B = layer.lora_A, layer.lora_B
+        if layer.lora_B0.any():
+            A = torch.cat((A, layer.lora_A0))
+            B = torch.cat((B, -layer.lora_B0), dim=1)
+        state[f"{name}.lora_A"] = A
+        state[f"{name}.lora_B"] = B
+        state[f"{name}.scale"] = torch.tensor(layer.scale, dtype=torch.float64)
+    for name, p in model.named_parameters():
+        if p.requires_grad and not name.endswith((".lora_A", ".lora_B")):
+            state[name] = p
     return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 def load_adapter(model, state):
-    """Puts a saved adapter on the untouched base model, in place, and freezes everything else -> model.
+    """Puts what adapter_state_dict gave on the untouched base model, in place -> model.
 
-    LoRA layers already there are replaced. ValueError for an adapter that does not fit, or a changed base.
+    LoRA layers already there go. What the file holds can train on, the rest is frozen. ValueError,
+    with the model unchanged, if it does not fit, or the base is not untouched.
     """
-    layers, adapters = lora_layers(model), {}
-    if any(layer.merged or layer.lora_A0 is not None for layer in layers.values()):
-        raise ValueError("load_adapter needs the untouched base model, not a merged one or one after LoRA-GA")
-    for name in [key.removesuffix(".lora_A") for key in state if key.endswith(".lora_A")] or [""]:
+    present = lora_layers(model).values()
+    if any(layer.merged or layer.lora_B0.any() for layer in present):
+        raise ValueError("load_adapter needs the untouched base, not merged and not after LoRA-GA")
+    adapters, in_full = {}, {}
+    for key, value in state.items():
+        name, _, part = key.rpartition(".")
         try:
-            linear = layers[name].linear if name in layers else model.get_submodule(name)
-            adapter = adapters[name] = LoRALinear(linear, rank=len(state[f"{name}.lora_A"]))
-            adapter.load_state_dict({f: state[f"{name}.{f}"] for f in ("lora_A", "lora_B")}, strict=False)
-            adapter.scale = float(state[f"{name}.scale"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"the adapter does not fit the model at {name or 'any layer'}") from error
+            module = model.get_submodule(name)
+            base = module.linear if isinstance(module, LoRALinear) else module
+            if f"{name}.lora_A" in state and part in ("lora_A", "lora_B", "scale"):
+                A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
+                adapters[module] = base, A, B, state[f"{name}.scale"].item()
+                fits = (len(B), A.shape[1]) == base.weight.shape and B.shape[1] == len(A)
+                _check_fit(base, len(A), name)
+            else:
+                in_full[key] = base.get_parameter(part)
+                fits = value.shape == in_full[key].shape
+        except (AttributeError, KeyError, IndexError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"the adapter does not fit the model at {key}")
+    if not adapters:
+        raise ValueError("the adapter does not fit the model: it has no LoRA layer")
     model.requires_grad_(False)
-    for name, module in ({name: layer.linear for name, layer in layers.items()} | adapters).items():
-        model.set_submodule(name, module)
+    replacements = {layer: layer.linear for layer in present}
+    for module, (linear, A, B, scale) in adapters.items():
+        layer = LoRALinear(linear, rank=len(A))
+        layer.load_state_dict({"lora_A": A, "lora_B": B}, strict=False)
+        layer.scale = scale
+        replacements[module] = layer
+    _replace(model, replacements)
+    for key, parameter in in_full.items():
+        parameter.requires_grad_(True).data.copy_(state[key])
     return model

@@ -1,8 +1,10 @@
 """A GPT in one file, with the parameter names of Hugging Face's GPT-2.
 
 Shapes in comments: B sequences of T tokens, C = n_embd channels, V = vocab_size.
-Architecture: GPT-2 (Radford et al., 2019): pre-norm blocks, learned positions, tied embeddings, tanh GELU.
+Architecture: GPT-2 (Radford et al., 2019): pre-norm blocks, learned positions, tied embeddings, and
+the tanh approximation of GELU.
 """
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -30,15 +32,16 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, C / n_head)
-                   for part in self.c_attn(x).split(C, dim=2))
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+                   for part in self.c_attn(x).split(C, dim=2))  # (B, n_head, T, C / n_head) each
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
@@ -74,7 +77,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token and position embeddings, `n_layer` blocks, a final norm, and the token embedding again as output."""
+    """Token and position embeddings, n_layer blocks, a norm, and the token embedding as output."""
 
     def __init__(self, config):
         super().__init__()
@@ -90,7 +93,7 @@ class GPT(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight  # tied
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # 2·n_layer of these add up in the residual stream (GPT-2, §2.3)
+            if name.endswith("c_proj.weight"):  # 2·n_layer of these add up in the residual stream
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
 
     @staticmethod
@@ -104,42 +107,42 @@ class GPT(nn.Module):
         """Next-token logits, and their mean cross-entropy where targets are given.
 
         idx      (B, T) token ids, T ≤ block_size, else ValueError
-        targets  (B, T) the token that follows each position; −1 where the loss should not look
-        returns  logits (B, T, V) and None; with targets, logits (n, V) at the n positions where the loss looks,
-                 row by row, and the loss in nats per token
+        targets  (B, K) the tokens that follow the last K ≤ T positions; −1 where no loss looks
+        returns  logits (B, T, V) and None; with targets, logits (B, K, V) and the loss in nats per
+                 token. K < T spares the projection of a prompt onto the vocabulary.
         """
         T = idx.shape[1]
         if T > self.config.block_size:
-            raise ValueError(f"the sequence has {T} tokens; this model's block_size allows {self.config.block_size}")
+            raise ValueError(f"the sequence has {T} tokens, and this model's block_size allows "
+                             f"{self.config.block_size}")
         positions = torch.arange(T, device=idx.device)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))  # (B, T, C)
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C)
+        x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x)
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x), None
-        looks = targets != -1  # to project the rest onto the vocabulary would cost a tenth of a step of `math`
-        logits = self.lm_head(x[looks])  # (n, V)
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        return logits, F.cross_entropy(logits.to(precise), targets[looks])
+        logits = self.lm_head(x[:, -targets.shape[1]:])  # (B, K, V)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
         """Continues idx (B, T) by max_new_tokens tokens -> (B, T + max_new_tokens).
 
-        temperature 0 takes the likeliest token each time; top_k samples among the k likeliest. The samples
-        are drawn from a generator of their own: the same seed gives the same text, and no other randomness moves.
+        temperature 0 (or below 1e-4) takes the likeliest token each time; top_k samples among the k
+        likeliest. The samples come from a generator of their own: the same seed gives the same
+        text, and no other randomness moves.
         """
         return torch.cat((idx, *self.stream(idx, max_new_tokens, temperature, top_k, seed)), dim=1)
 
-    @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
         """What `generate` appends to idx, one token (B, 1) at a time, as soon as it is there."""
         generator = torch.Generator(idx.device).manual_seed(seed)
-        was_training = self.training
-        self.eval()
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()  # (B, V)
-            if temperature == 0:
+            with torch.no_grad(), eval_mode(self):
+                logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()  # (B, V)
+            if temperature < 1e-4:
                 token = logits.argmax(dim=-1, keepdim=True)
             else:
                 if top_k is not None:
@@ -148,7 +151,16 @@ class GPT(nn.Module):
                 probabilities = torch.softmax(logits / temperature, dim=-1)
                 token = torch.multinomial(probabilities, 1, generator=generator)
             idx = torch.cat((idx, token), dim=1)
-            self.train(was_training)
             yield token
-            self.eval()
-        self.train(was_training)
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """No dropout inside the block; afterwards each submodule is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

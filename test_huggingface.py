@@ -1,4 +1,4 @@
-"""huggingface.py against the real transformers and peft (without them, most are skipped), and sample.py."""
+"""huggingface.py against the real transformers and peft (else skipped), sample.py and export.py."""
 import json
 import subprocess
 import sys
@@ -9,9 +9,11 @@ import torch
 
 import huggingface
 import lora
+import runs
 import sample
 import train
 from data import base, tokenizer
+from data.files import load_file
 from huggingface import export_peft, load_gpt2, load_peft, merge_and_save
 from model import GPT, GPTConfig
 
@@ -59,11 +61,21 @@ def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transfo
         expected = theirs(IDX).logits
     for file in ("model.safetensors", "pytorch_model.bin"):
         url = (tmp_path / file).as_uri()
-        for address in (tmp_path / file, url, url + "?download=true"):
+        for address in (tmp_path / file, url, url + "?download=true", tmp_path):
             model = load_gpt2(address).eval()
             torch.testing.assert_close(model(IDX)[0], expected, rtol=0, atol=1e-4)
             assert model.config.n_head == shape["n_head"]
             assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_two_addresses_that_differ_in_punctuation_do_not_share_their_weights(transformers, tmp_path,
+                                                                             monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface.torch.hub, "download_url_to_file",
+                        lambda url, path: Path(path).write_text(url))
+    places = {huggingface._fetch(f"https://example.org/{name}/model.bin") for name in ("a-b", "a.b")}
+    assert {place.read_text() for place in places} == {"https://example.org/a-b/model.bin",
+                                                       "https://example.org/a.b/model.bin"}
 
 
 def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
@@ -83,13 +95,14 @@ def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other" / "pytorch_model.bin")
     cases = [(variant("cut", good[:-100]), "damaged or not a checkpoint"),
              (variant("junk", b"junk" * 99), "damaged or not a checkpoint"),
-             (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48,."),
-             (variant("wider", n_embd=32), r"is \(48,\), expected \(96,\)"),
+             (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48"),
+             (variant("wider", n_embd=32), r"is \[48\], expected \[96\]"),
              (variant("llama", model_type="llama"), "config.json does not describe a GPT-2"),
              (variant("epsilon", layer_norm_epsilon=1e-6), "config.json does not describe a GPT-2"),
              (variant("relu", activation_function="relu"), "config.json does not describe a GPT-2"),
              (tmp_path / "other" / "pytorch_model.bin", "config.json is missing or damaged"),
-             (tmp_path / "good" / "pytorch_model.bin", "neither gpt2, .* nor the file of a checkpoint")]
+             (variant("dropless", n_head=3), "config.json does not describe a GPT-2"),
+             (tmp_path / "good" / "pytorch_model.bin", "neither gpt2, .* nor a checkpoint's file or")]
     for path, sentence in cases:
         with pytest.raises(ValueError, match=sentence) as error:
             load_gpt2(path)
@@ -139,9 +152,10 @@ def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, tr
     monkeypatch.undo()
     assert (tmp_path / "adapter" / ("adapter_model.safetensors" if safe else "adapter_model.bin")).exists()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["use_rslora"] == rslora and set(config["target_modules"]) == lora.lora_layers(model).keys()
-    expected = (6, pytest.approx(5 * 2 ** 0.5)) if method == "loraga" else (3, 5.0)  # LoRA-GA's has rank 2r
-    assert (config["r"], config["lora_alpha"]) == expected
+    assert not config["use_rslora"] and set(config["target_modules"]) == lora.lora_layers(model).keys()
+    rank = 6 if method == "loraga" else 3  # LoRA-GA's has rank 2r
+    scale = 5 / 3 ** 0.5 if rslora else 5 / 3
+    assert (config["r"], config["lora_alpha"]) == (rank, pytest.approx(scale * rank))
     loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
     assert (loaded(IDX).logits - load_gpt2(weights)(IDX)[0]).abs().max() > 0.01
@@ -149,6 +163,56 @@ def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, tr
     for name, layer in lora.lora_layers(again).items():
         assert abs(layer.scale - lora.lora_layers(model)[name].scale) < 1e-14
     torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
+
+
+def test_what_also_trains_goes_to_peft_and_back(peft, transformers, tmp_path):
+    """As modules_to_save: a norm, and a Conv1D, whose weight HF keeps transposed."""
+    theirs = gpt2(transformers)
+    theirs.save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    model = load_gpt2(tmp_path / "base")
+    lora.apply_lora(model, 3, 5.0, targets=["c_fc"], also_train=["ln_f", "h.1.attn.c_proj"])
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn_like(p)
+    export_peft(model.eval(), tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
+    again = load_peft(load_gpt2(tmp_path / "base"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
+    trained = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
+    assert trained[0] == trained[1]
+
+
+def test_a_classifier_head_that_peft_has_trained_loads_into_any_model(peft, transformers, tmp_path):
+    config = transformers.BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=32)
+    torch.manual_seed(0)
+    base_model = transformers.BertForSequenceClassification(config).eval()
+    plain = {name: value.clone() for name, value in base_model.state_dict().items()}
+    options = dict(r=4, target_modules=["query", "value"], init_lora_weights=False,
+                   modules_to_save=["classifier"])
+    theirs = peft.get_peft_model(base_model, peft.LoraConfig(**options))
+    theirs.base_model.model.classifier.modules_to_save.default.weight.data += 1
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    mine = transformers.BertForSequenceClassification(config).eval()
+    mine.load_state_dict(plain)
+    load_peft(mine, tmp_path / "theirs")
+    torch.testing.assert_close(mine(IDX).logits, theirs(IDX).logits, rtol=0, atol=1e-5)
+    export_peft(mine, tmp_path / "mine")
+    fresh = transformers.BertForSequenceClassification(config)
+    fresh.load_state_dict(plain)
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "mine").eval()
+    torch.testing.assert_close(loaded(IDX).logits, theirs(IDX).logits, rtol=0, atol=1e-5)
+
+
+def test_what_peft_cannot_hold_is_not_exported(tmp_path):
+    tied = lora.apply_lora(GPT(GPTConfig(32, 60, 1, 2, 16)), 2, also_train=["lm_head"])
+    for model, sentence in ((tied, "transformer.wte.weight and lm_head.weight cannot be exported"),
+                            (GPT(GPTConfig(32, 60, 1, 2, 16)), "needs LoRA layers")):
+        with pytest.raises(ValueError, match=sentence):
+            export_peft(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("options", [
@@ -170,7 +234,6 @@ def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"},
-                                     {"modules_to_save": ["ln_f"]},
                                      {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}])
 def test_adapters_that_are_not_plain_lora_are_refused(peft, transformers, tmp_path, options):
     config = peft.LoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True, **options)
@@ -193,13 +256,22 @@ def test_a_merged_checkpoint_is_a_plain_hf_model(transformers, tmp_path, method)
     assert not any("lora" in name or "linear" in name for name in names)
 
 
+def test_a_merged_output_layer_is_no_longer_tied(transformers, tmp_path):
+    gpt2(transformers).save_pretrained(tmp_path / "base")
+    model = lora.apply_lora(load_gpt2(tmp_path / "base"), 3, targets=["lm_head"]).eval()
+    model.lm_head.lora_B.data.normal_()
+    merge_and_save(model, tmp_path / "merged")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
+
+
 def run(*command, **options):
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT,
                           **options)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def finished(tmp_path_factory):
     """Two finished runs of the real train.py, one of them exported."""
     directories = []
     for method in ("lora", "loraga"):
@@ -215,16 +287,16 @@ def test_a_half_precision_checkpoint_is_loaded_in_float32(transformers, tmp_path
     assert {p.dtype for p in load_gpt2(tmp_path / "model.safetensors").parameters()} == {torch.float32}
 
 
-def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, transformers, tmp_path):
+def test_runs_are_exported_and_merged_from_the_command_line(finished, peft, transformers, tmp_path):
     shipped = base.load()
     merge_and_save(shipped, tmp_path / "shipped")
     idx = torch.arange(40)[None]
     contents = lambda directory: {file.name: file.read_bytes() for file in directory.iterdir()}
-    for directory in runs:
-        model = lora.load_adapter(base.load(), sample.load_run(directory)[1])
+    for directory in finished:
+        model = lora.load_adapter(base.load(), runs.load_run(directory)[1])
         before = contents(directory / "peft")
-        for what in ("export", "merge"):
-            assert run("huggingface.py", what, directory).returncode == 0
+        for what in ("peft", "merged"):
+            assert run("export.py", what, directory).returncode == 0
         assert contents(directory / "peft") == before  # as --export wrote it
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shipped")
         adapter = peft.PeftModel.from_pretrained(theirs, directory / "peft").eval()
@@ -233,28 +305,29 @@ def test_runs_are_exported_merged_and_sampled_from_the_command_line(runs, peft, 
             torch.testing.assert_close(other(idx).logits, model(idx)[0], rtol=0, atol=1e-4)
 
 
-def test_runs_are_sampled_one_below_the_other_each_on_the_untouched_base(runs, tmp_path):
+def test_runs_are_sampled_one_below_the_other_each_on_the_untouched_base(finished, tmp_path):
     flags = "--method full --steps 2 --lr 0.003 --warmup 0 --device cpu --out_dir"
     train.train(train.parse_args([*flags.split(), str(tmp_path / "full")]))
-    whole = base.build(train.load_file(tmp_path / "full" / "model.pt"))
-    models = [base.load(), whole, *(lora.load_adapter(base.load(), sample.load_run(d)[1]) for d in runs)]
+    whole = base.build(load_file(tmp_path / "full" / "model.pt"))
+    models = [base.load(), whole]
+    models += [lora.load_adapter(base.load(), runs.load_run(d)[1]) for d in finished]
     prompt, encoding = "This function returns the", tokenizer.load()
-    adapters = [word for directory in (tmp_path / "full", *runs) for word in ("--adapter", directory)]
+    adapters = [word for directory in (tmp_path / "full", *finished) for word in ("--adapter", directory)]
     lines = run("sample.py", *adapters, "--prompt", prompt, "--tokens", "8").stdout.splitlines()
-    assert len(lines) == 4 and lines[0].startswith("base ") and str(runs[1]) in lines[3]
+    assert len(lines) == 4 and lines[0].startswith("base ") and str(finished[1]) in lines[3]
     assert len({line.split(maxsplit=1)[1] for line in lines}) == 4  # four models, four answers
     for line, model in zip(lines, models):
         tokens = model.generate(torch.tensor([encoding.encode(prompt)]), 8, temperature=0)[0].tolist()
         assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
-    assert run("huggingface.py", "merge", tmp_path / "full").returncode == 0
+    assert run("export.py", "merged", tmp_path / "full").returncode == 0
     merged = huggingface._read_tensors(next((tmp_path / "full" / "merged").glob("*model*")))
     assert torch.equal(merged["transformer.wte.weight"], whole.transformer.wte.weight)
 
 
-def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(runs, tmp_path):
+def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(tmp_path):
     for command in (["sample.py", "--prompt", "x", "--adapter", tmp_path], ["sample.py", "--prompt", ""],
                     ["sample.py", "--prompt", "x", "--temperature", "-1"],
-                    ["huggingface.py", "export", tmp_path],
+                    ["export.py", "peft", tmp_path], ["export.py", "onnx", tmp_path],
                     ["train.py", "--init_from", tmp_path / "none.bin"],
                     ["train.py", "--init_from", (tmp_path / "x.bin").as_uri()]):
         result = run(*command)

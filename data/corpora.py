@@ -1,6 +1,6 @@
-"""Text corpora as token files: found on this machine, cut into tokens once, memory-mapped afterwards.
+"""Text corpora as token files: found on this machine, cut into tokens once, then memory-mapped.
 
-    docs         English prose: the docstrings of Python's standard library, numpy and torch (the source domain)
+    docs         the source domain, English prose: docstrings of Python's library, numpy and torch
     code         the standard library's source without docstrings and comment lines
     shakespeare  tiny-shakespeare, downloaded
     a path       any UTF-8 text file
@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.files import replace_file
+from data.files import InputError, replace_file
 
 CACHE = Path(__file__).with_name("cache")
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+               "input.txt")
 TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
-# A docstring or a comment line, to drop; or any other triple-quoted string, to step over with what it holds.
+# A docstring or a comment line, to drop; or any other triple-quoted string, to step over.
 NOT_CODE = re.compile(r'^[ \t]*(?:[rRuU]?("""|\'\'\').*?\1|#[^\n]*)[ \t]*\n|("""|\'\'\').*?\2',
                       re.DOTALL | re.MULTILINE)
 PLAIN_WORD = re.compile(r"[(\"'`]*[A-Za-z][a-z'-]*[`)\"'.,;:?!]*")
@@ -32,7 +33,7 @@ NOT_LIBRARY = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"
 
 
 def python_files(package):
-    """(name, source) of every library file of `package`, tests excluded; name is the same on every machine."""
+    """(name, source) of a package's library files, without tests; names are alike everywhere."""
     if package == "python":
         root = Path(sysconfig.get_paths()["stdlib"])
     else:
@@ -45,22 +46,23 @@ def python_files(package):
 
 
 def prose(text):
-    """The paragraphs of `text` that read as English (three words in four are plain words), one a line."""
-    paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if ">>>" not in p)
-    for paragraph in paragraphs:
-        words = paragraph.split(" ")
-        if len(words) >= 8 and sum(bool(PLAIN_WORD.fullmatch(w)) for w in words) >= 0.75 * len(words):
-            yield paragraph + "\n"
+    """The paragraphs of `text` that read as English (three words in four are plain), one a line."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        words = paragraph.split()
+        plain = sum(bool(PLAIN_WORD.fullmatch(word)) for word in words)
+        if ">>>" not in paragraph and len(words) >= 8 and plain >= 0.75 * len(words):
+            yield " ".join(words) + "\n"
 
 
 def docs():
-    """(name, text): the prose of all triple-quoted strings, and the language reference behind `help()`."""
+    """(name, text): the prose of all triple-quoted strings, and the reference behind `help()`."""
     from pydoc_data.topics import topics
     for name, text in sorted(topics.items()):
         yield f"topics/{name}", "".join(prose(text))
     for package in ("python", "numpy", "torch"):
         for name, source in python_files(package):
-            yield name, "".join(line for pair in TRIPLE_QUOTED.findall(source) for line in prose("".join(pair)))
+            strings = ("".join(pair) for pair in TRIPLE_QUOTED.findall(source))
+            yield name, "".join(line for string in strings for line in prose(string))
 
 
 def code():
@@ -74,71 +76,86 @@ def without_comments(source):
 
 
 def load(name, encoding, progress=print):
-    """The tokens of a corpus -> (train, val): two memory-mapped uint16 arrays, made once and cached on disk.
+    """The tokens of a corpus -> (train, val): two memory-mapped uint16 arrays, cached on disk.
 
     name      "docs", "code", "shakespeare" or the path of a UTF-8 text file
     encoding  the `tiktoken.Encoding` that cuts the text
-    Raises ValueError for text that is not UTF-8, OSError for a file that cannot be read or downloaded.
+    InputError for text that is not UTF-8, OSError for a file that cannot be read or downloaded.
     """
     if name in ("docs", "code"):
-        documents = {"docs": docs, "code": code}[name]
-        source = [platform.python_version(), version("numpy"), version("torch"), Path(__file__).read_bytes()]
-        return [token_file(name, split, [source, split], encoding, lambda: (
-            text for file, text in documents() if (split == "val") == held_out(file)), progress)
-            for split in ("train", "val")]
+        source = [platform.python_version(), version("numpy"), version("torch"),
+                  Path(__file__).read_bytes()]
+        return [token_file(name, split, [source, split], encoding,
+                           lambda: texts_of(name, split), progress) for split in ("train", "val")]
     path = download_shakespeare() if name == "shakespeare" else Path(name)
     if not path.is_file():
-        raise ValueError(f"--data {name} is neither math, code, docs or shakespeare nor a file")
+        raise InputError(f"--data {name} is neither math, code, docs or shakespeare nor a file")
     status = path.stat()
-    tokens = token_file(path.stem, "all", [path.resolve(), status.st_size, status.st_mtime_ns], encoding,
-                        lambda: read_pieces(path), progress, status.st_size)
+    key = [path.resolve(), status.st_size, status.st_mtime_ns]
+    tokens = token_file(path.stem, "all", key, encoding, lambda: read_pieces(path), progress,
+                        status.st_size)
     cut = int(0.9 * len(tokens))  # the last tenth of the file is held out
     return tokens[:cut], tokens[cut:]
 
 
+def texts_of(name, split):
+    """The texts of docs or code that are in a split, "train" or "val"."""
+    documents = docs() if name == "docs" else code()
+    return (text for file, text in documents if held_out(file) == (split == "val"))
+
+
 def held_out(file_name):
-    """Whether a file is in the validation split: by its name's hash, hence alike on every machine; 1 in 20."""
+    """Whether a file is for validation, as 1 in 20 is: by its name's hash, alike everywhere."""
     return int(hashlib.sha256(file_name.encode()).hexdigest(), 16) % 20 == 0
 
 
 def read_pieces(path, size=1 << 22):
-    """A text file in pieces of `size` characters, so that a file larger than memory streams through."""
+    """A text file in pieces of `size` characters: one larger than memory streams through."""
     try:
         with open(path, encoding="utf-8") as file:
             while piece := file.read(size):
                 yield piece
     except UnicodeDecodeError as error:
-        raise ValueError(f"--data {path}: not UTF-8 text ({error.reason})") from None
+        raise InputError(f"--data {path}: not UTF-8 text ({error.reason})") from None
 
 
 def token_file(name, split, key, encoding, texts, progress, size=None):
-    """Memory-maps the tokens of `texts()`, writing them first if no file of this key and vocabulary is there.
+    """Memory-maps the tokens of `texts()`, written first if no file has this key and vocabulary.
 
     size, in bytes, is what all the texts come to, if it is known: then the time left is shown.
     """
-    ranks = repr((key, encoding._pat_str, sorted(encoding._mergeable_ranks.items())))
-    path = CACHE / f"{name}-{split}-{hashlib.sha256(ranks.encode()).hexdigest()[:16]}.bin"
+    ranks = sorted(encoding._mergeable_ranks.items())
+    digest = hashlib.sha256(repr((key, encoding._pat_str, ranks)).encode()).hexdigest()
+    path = CACHE / f"{name}-{split}-{digest[:16]}.bin"
     if not path.exists():
         progress(f"cutting {name} ({split}) into tokens, once ...")
-        start, shown, done = time.perf_counter(), time.perf_counter(), 0
-        with replace_file(path) as file:
-            checksum = 0
-            for text in texts():
-                piece = np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes()
-                checksum = zlib.crc32(piece, checksum)
-                file.write(piece)
-                now, done = time.perf_counter(), done + len(text.encode())
-                if now - shown > 5:
-                    left = f", {(now - start) * (size / done - 1):.0f} s left" if size else ""
-                    progress(f"  {file.tell() / 2e6:.1f} M tokens in {now - start:.0f} s{left}")
-                    shown = now
-            file.write(checksum.to_bytes(4, "little"))
-    contents, checksum = np.memmap(path, dtype=np.uint8, mode="r"), 0  # the last 4 bytes are the checksum
-    for start in range(0, len(contents) - 4, 1 << 24):
-        checksum = zlib.crc32(contents[start:min(start + (1 << 24), len(contents) - 4)], checksum)
-    if contents[-4:].tobytes() != checksum.to_bytes(4, "little"):
-        raise ValueError(f"{path} is damaged: delete it, and the next run cuts the text anew")
-    return contents[:-4].view(np.uint16)
+        write_tokens(path, encoding, texts(), progress, size)
+    contents = np.memmap(path, dtype=np.uint8, mode="r")
+    checksum = 0
+    end = len(contents) - 4  # the last 4 bytes are the checksum
+    for start in range(0, end, 1 << 24):
+        checksum = zlib.crc32(contents[start:min(start + (1 << 24), end)], checksum)
+    if contents[end:].tobytes() != checksum.to_bytes(4, "little"):
+        raise InputError(f"{path} is damaged: delete it, and the next run cuts the text anew")
+    return contents[:end].view(np.uint16)
+
+
+def write_tokens(path, encoding, texts, progress, size):
+    """Writes the tokens of texts as uint16, and their CRC-32 behind them."""
+    start = shown = time.perf_counter()
+    done = checksum = 0
+    with replace_file(path) as file:
+        for text in texts:
+            piece = np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes()
+            checksum = zlib.crc32(piece, checksum)
+            file.write(piece)
+            done += len(text.encode())
+            now = time.perf_counter()
+            if now - shown > 5:
+                left = f", {(now - start) * (size / done - 1):.0f} s left" if size else ""
+                progress(f"  {file.tell() / 2e6:.1f} M tokens in {now - start:.0f} s{left}")
+                shown = now
+        file.write(checksum.to_bytes(4, "little"))
 
 
 def download_shakespeare():
@@ -149,6 +166,6 @@ def download_shakespeare():
         try:
             torch.hub.download_url_to_file(SHAKESPEARE, str(path))
         except OSError as error:
-            raise OSError(f"--data shakespeare: the download failed ({error}); without a network, give any "
-                          f"text file instead: --data path/to/file.txt") from None
+            raise OSError(f"--data shakespeare: the download failed ({error}); without a network, "
+                          "give any text file instead: --data path/to/file.txt") from None
     return path

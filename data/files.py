@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and renamed, read with a sentence for damage."""
+"""Files that are whole or absent, and the error for what a user can mend."""
 import contextlib
 import os
 import warnings
@@ -7,26 +7,20 @@ from pathlib import Path
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows: runs do not notice each other there
-    fcntl = None
-
-RANK = int(os.environ.get("RANK", 0))  # this process's number, by torchrun; 0 alone writes
-PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
+TEMPORARY = ".nanolora-tmp"  # the end of the name of a file that is being written
 warnings.filterwarnings("ignore", "Detected pickle protocol")  # load_file says what there is to say
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used: a sentence, which commands print without a traceback."""
 
 
 @contextlib.contextmanager
 def replace_file(path):
-    """Opens a temporary file beside `path` for writing bytes; renamed to `path` only if the block succeeds."""
+    """Opens a temporary file beside `path` for bytes; it becomes `path` if the block succeeds."""
     path = Path(path)
-    if RANK:
-        with open(os.devnull, "wb") as file:
-            yield file
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -38,33 +32,31 @@ def replace_file(path):
 
 
 def save(path, value):
-    """Writes tensors and plain data in PyTorch's format."""
+    """Writes tensors and plain data in PyTorch's format; OSError if that fails."""
     try:
         with replace_file(path) as file:
             torch.save(value, file)
     except RuntimeError as error:  # what torch.save makes of a write that failed
-        raise OSError(f"{path} could not be written: is the disk full? ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{path} could not be written: is the disk full? ({reason})") from None
 
 
 def load_file(path):
-    """The dict that `save` wrote; ValueError if it cannot be read or holds more than plain data."""
+    """The dict that `save` wrote; InputError if it cannot be read or holds more than plain data."""
     try:
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
-            raise ValueError
+        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+            raise InputError  # torch.load looks at no checksum
         return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except MemoryError:
+        raise
     except Exception:  # torch raises many kinds, of many lines, for a damaged file
-        raise ValueError(f"{path} is missing, damaged or not a checkpoint") from None
+        raise InputError(f"{path} is missing, damaged or not a checkpoint") from None
 
 
-def lock(directory):
-    """Keeps other runs out of a directory until the file that it returns is closed, or this process has died."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    file = open(Path(directory) / ".lock", "w")
+@contextlib.contextmanager
+def about_input(what):
+    """Within the block, a ValueError of a library is about `what` the user gave: an InputError."""
     try:
-        if fcntl and not RANK:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"--out_dir {directory} is in use by another run") from None
-    for leftover in Path(directory).glob("*.tmp") if not RANK else ():  # of a run that was killed while it wrote
-        leftover.unlink()
-    return file
+        yield
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error

@@ -1,9 +1,10 @@
 """Tasks: what a run trains on and how it is judged. Every batch is a pure function of (seed, step).
 
-    batch(seed, step, size) -> (idx, targets)    two (size, T) int64 tensors, targets −1 where no loss looks
-    evaluate(model) -> float                     the metric, without dropout; its name is in `metric`
-    in_words(metric) -> str                      the metric with its unit
-    samples(model) -> list[str]                  a few answers to look at
+    batch(seed, step, size) -> (idx, targets)  (size, T) and (size, K): the tokens that follow the
+                                               last K positions of idx, −1 where no loss looks
+    evaluate(model) -> float                   the metric, without dropout; its name is in `metric`
+    in_words(metric) -> str                    the metric with its unit
+    samples(model) -> list[str]                a few answers to look at
 """
 import math
 import random
@@ -12,49 +13,59 @@ import numpy as np
 import torch
 
 from data import corpora
+from data.files import InputError
+from model import eval_mode
+
+
+def device_of(model):
+    return next(model.parameters()).device
 
 
 class Addition:
-    """"What is 47 plus 86? 133": all two-digit sums, 500 of them held out, the loss on the answer alone."""
+    """"What is 47 plus 86? 133": all two-digit sums, 500 held out, the loss on the answer alone."""
 
     metric = "exact match"
 
     def __init__(self, encoding):
         self.encoding = encoding
         pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-        random.Random(0).shuffle(pairs)  # fixed: the same questions are held out whatever the run's seed
-        self.train, self.val = (self._encode(part) for part in (pairs[500:], pairs[:500]))
+        random.Random(0).shuffle(pairs)  # fixed: the same are held out whatever the run's seed
+        self.train = self._encode(pairs[500:])
+        self.val = self._encode(pairs[:500])
 
     def _encode(self, pairs):
-        """Tokens and targets, two (len(pairs), T) tensors; short rows are padded where no loss looks."""
-        rows = [(self.encoding.encode_ordinary(f"What is {a} plus {b}?"),
-                 self.encoding.encode_ordinary(f" {a + b}\n")) for a, b in pairs]
-        T = max(len(question) + len(answer) for question, answer in rows) - 1
-        idx, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
-        for i, (question, answer) in enumerate(rows):
-            tokens = torch.tensor(question + answer)
-            idx[i, :len(tokens) - 1] = tokens[:-1]
-            targets[i, len(question) - 1:len(tokens) - 1] = torch.tensor(answer)
+        """Tokens (n, T) and targets (n, K); short rows are padded where no loss looks."""
+        questions = [self.encoding.encode_ordinary(f"What is {a} plus {b}?") for a, b in pairs]
+        answers = [self.encoding.encode_ordinary(f" {a + b}\n") for a, b in pairs]
+        Q = len(questions[0])  # every digit is a token, so that all questions have one length
+        K = max(len(answer) for answer in answers)
+        idx = torch.zeros(len(pairs), Q + K - 1, dtype=torch.long)
+        targets = torch.full((len(pairs), K), -1)
+        idx[:, :Q] = torch.tensor(questions)
+        for row, answer in enumerate(answers):
+            targets[row, :len(answer)] = torch.tensor(answer)
+            idx[row, Q:Q + len(answer) - 1] = torch.tensor(answer[:-1])
         return idx, targets
 
     def batch(self, seed, step, size):
-        rows = np.random.default_rng((seed, step)).integers(len(self.train[0]), size=size)
-        return self.train[0][rows], self.train[1][rows]
+        idx, targets = self.train
+        rows = np.random.default_rng((seed, step)).integers(len(idx), size=size)
+        return idx[rows], targets[rows]
 
     @torch.no_grad()
     def evaluate(self, model):
-        """The share of held-out questions whose greedy answer is exactly right, up to and including its end.
+        """The share of held-out questions whose greedy answer is exactly right, with its end.
 
-        One forward pass decides it: the greedy answer equals the true one if and only if, fed the true answer,
-        the model's likeliest token is right at each of its positions.
+        One forward pass decides it: the greedy answer is the true one if and only if, fed the true
+        answer, the model's likeliest token is right at each of its positions.
         """
-        model.eval()
-        idx, targets = (part.to(next(model.parameters()).device) for part in self.val)
+        idx, targets = (part.to(device_of(model)) for part in self.val)
         right = 0
-        for i, t in zip(idx.split(100), targets.split(100)):
-            looks = t != -1
-            wrong = torch.zeros_like(looks).masked_scatter(looks, model(i, t)[0].argmax(-1) != t[looks])
-            right += (~wrong.any(dim=1)).sum().item()
+        with eval_mode(model):
+            for some_idx, some_targets in zip(idx.split(100), targets.split(100)):
+                logits, _ = model(some_idx, some_targets)  # (100, K, V)
+                as_told = (logits.argmax(dim=-1) == some_targets) | (some_targets == -1)
+                right += as_told.all(dim=1).sum().item()
         return right / len(idx)
 
     def in_words(self, metric):
@@ -64,45 +75,51 @@ class Addition:
         """The first held-out questions with the model's greedy answers."""
         lines = []
         for idx, targets in zip(self.val[0][:count], self.val[1][:count]):
-            question = idx[:(targets != -1).nonzero()[0, 0] + 1].to(next(model.parameters()).device)
-            answer = model.generate(question[None], 5, temperature=0)[0, len(question):].tolist()
-            true = self.encoding.decode(targets[targets != -1].tolist()).strip()
-            lines.append(f"{self.encoding.decode(question.tolist())} "
-                         f"{self.encoding.decode(answer).splitlines()[0].strip()}   (right: {true})")
+            question = idx[:len(idx) + 1 - len(targets)].to(device_of(model))
+            told = model.generate(question[None], len(targets), temperature=0)[0, len(question):]
+            answer = self.encoding.decode(told.tolist()).partition("\n")[0].strip()
+            right = self.encoding.decode(targets[targets != -1].tolist()).strip()
+            lines.append(f"{self.encoding.decode(question.tolist())} {answer}   (right: {right})")
         return lines
 
 
 class Text:
-    """Continued pretraining on a corpus: random windows to train on, evenly spread ones to judge by."""
+    """Continued pretraining on a corpus: random windows to train on, even ones to judge by."""
 
     metric = "loss"
 
     def __init__(self, name, encoding, block_size, progress=print):
-        self.encoding, self.block_size = encoding, block_size
+        self.encoding = encoding
+        self.block_size = block_size
         self.train, self.val = corpora.load(name, encoding, progress)
         if min(len(self.train), len(self.val)) <= block_size:
-            raise ValueError(f"--data {name}: too short, its training and validation parts have {len(self.train)} "
-                             f"and {len(self.val)} tokens, and one context needs {block_size + 1}")
+            raise InputError(f"--data {name}: too short, its training and validation parts have "
+                             f"{len(self.train)} and {len(self.val)} tokens, and one context needs "
+                             f"{block_size + 1}")
 
     def _windows(self, tokens, starts):
-        rows = torch.from_numpy(np.stack([tokens[s:s + self.block_size + 1] for s in starts]).astype(np.int64))
+        windows = np.stack([tokens[start:start + self.block_size + 1] for start in starts])
+        rows = torch.from_numpy(windows.astype(np.int64))
         return rows[:, :-1], rows[:, 1:]
 
     def batch(self, seed, step, size):
-        starts = np.random.default_rng((seed, step)).integers(len(self.train) - self.block_size, size=size)
+        last = len(self.train) - self.block_size
+        starts = np.random.default_rng((seed, step)).integers(last, size=size)
         return self._windows(self.train, starts)
 
     @torch.no_grad()
     def evaluate(self, model, windows=64):
-        """The mean loss in nats per token over at most `windows` evenly spread validation windows."""
-        model.eval()
+        """The mean loss in nats per token over at most `windows` evenly spread held-out windows."""
         last = len(self.val) - self.block_size - 1
         starts = np.linspace(0, last, min(windows, 1 + last // self.block_size)).astype(int)
-        device = next(model.parameters()).device
-        groups = min(len(starts), math.ceil(len(starts) * self.block_size / 4096))  # 4096 tokens at a time
-        losses = [model(*(part.to(device) for part in self._windows(self.val, group)))[1] * len(group)
-                  for group in np.array_split(starts, groups)]
-        return torch.stack(losses).sum().item() / len(starts)
+        groups = math.ceil(len(starts) * self.block_size / 4096)  # about 4096 tokens at a time
+        total = 0.0
+        with eval_mode(model):
+            for group in np.array_split(starts, min(len(starts), groups)):
+                idx, targets = self._windows(self.val, group)
+                _, loss = model(idx.to(device_of(model)), targets.to(device_of(model)))
+                total += loss.item() * len(group)
+        return total / len(starts)
 
     def bits_per_byte(self, nats_per_token):
         """The same loss in a unit that does not depend on the vocabulary."""
@@ -113,16 +130,19 @@ class Text:
         return f"{metric:.3f}, {self.bits_per_byte(metric):.3f} bpb"
 
     def samples(self, model, count=3):
-        """Three continuations of validation text."""
-        device, lines = next(model.parameters()).device, []
+        """Continuations of validation text."""
+        lines = []
         for start in np.linspace(0, len(self.val) - self.block_size - 1, count).astype(int):
-            prompt = torch.from_numpy(self.val[start:start + self.block_size // 4].astype(np.int64)).to(device)
-            text = model.generate(prompt[None], 24, temperature=0)[0].tolist()
-            lines.append(" ".join((self.encoding.decode(text[:len(prompt)]) + " ⟶ "
-                                   + self.encoding.decode(text[len(prompt):])).split()))
+            prompt = self.val[start:start + self.block_size // 4].astype(np.int64)
+            idx = torch.from_numpy(prompt).to(device_of(model))
+            told = model.generate(idx[None], 24, temperature=0)[0, len(prompt):]
+            given, continuation = (self.encoding.decode(part.tolist()) for part in (prompt, told))
+            lines.append(" ".join(f"{given} ⟶ {continuation}".split()))
         return lines
 
 
 def load(name, encoding, block_size, progress=print):
     """The task called `name`: "math", "docs", "code", "shakespeare", or a text file's path."""
-    return Addition(encoding) if name == "math" else Text(name, encoding, block_size, progress)
+    if name == "math":
+        return Addition(encoding)
+    return Text(name, encoding, block_size, progress)
