@@ -1,7 +1,7 @@
 """Low-rank adaptation in one file: LoRA, LoRA+, LoRA-GA and the Riemannian preconditioner.
 
-LoRA freezes each weight W0 (d_out, d_in) of a model and trains two thin factors beside it, B
-(d_out, r) and A (r, d_in), so that the layer computes with W0 + s·BA; s is a constant. The others
+LoRA freezes a model and trains, beside some of its weights W0 (d_out, d_in), two thin factors, B
+(d_out, r) and A (r, d_in), so that these layers compute with W0 + s·BA; s is a constant. The others
 mend one thing each: LoRA+ the learning rates, LoRA-GA the start, the preconditioner the gradients.
 
     apply_lora(model, rank=8, alpha=8, rslora=True)      # LoRA, in every layer called c_attn, ...
@@ -20,11 +20,13 @@ import torch.nn as nn
 class LoRALinear(nn.Module):
     """LoRA (Hu et al., arXiv 2106.09685, eq. 3): y = x W0ᵀ + b + s · (x Aᵀ) Bᵀ, W0 and b frozen.
 
+    With W = W0 + s·BA, the effective weight, and G = ∂L/∂W: ∂L/∂A = s BᵀG and ∂L/∂B = s GAᵀ.
+    A small step η of gradient descent thus moves W by −η s² (BBᵀG + GAᵀA).
     linear   the nn.Linear to wrap; it is frozen in place
     rank     r, from 1 to min(d_in, d_out), else ValueError
-    alpha    s = alpha/rank; None means alpha = rank, so that s is 1
+    alpha    s = alpha/rank; None means alpha = rank, so that s is 1 (with rslora √rank)
     dropout  the chance of each of the adapter's inputs, x in x Aᵀ, to be dropped in training
-    rslora   s = alpha/√rank, with which one alpha (to be given) serves all ranks (arXiv 2312.03732)
+    rslora   s = alpha/√rank, with which one given alpha serves all ranks (arXiv 2312.03732)
     """
 
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
@@ -35,15 +37,15 @@ class LoRALinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dropout = nn.Dropout(dropout)
         self.linear = linear.requires_grad_(False)
-        W = linear.weight
-        dtype = torch.promote_types(W.dtype, torch.float32)  # bfloat16 would lose small steps
-        A = torch.empty(rank, self.in_features, dtype=dtype, device=W.device)
-        B = torch.zeros(self.out_features, rank, dtype=dtype, device=W.device)  # so BA = 0 at first
+        W0 = linear.weight
+        dtype = torch.promote_types(W0.dtype, torch.float32)  # bfloat16 would lose small steps
+        A = torch.empty(rank, self.in_features, dtype=dtype, device=W0.device)
+        B = torch.zeros(self.out_features, rank, dtype=dtype, device=W0.device)  # BA = 0 at first
         nn.init.kaiming_uniform_(A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), as in the authors' code
         self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
         self.register_buffer("lora_A0", torch.zeros_like(A))  # zero until `start_from` is called
         self.register_buffer("lora_B0", torch.zeros_like(B))
-        self.register_parameter("unmerged_weight", None)  # linear.weight, while merged
+        self.register_parameter("unmerged_weight", None)  # the one from before, while merged
         self.train(linear.training)  # in its mode: a new module is in training mode
 
     def forward(self, x):
@@ -62,12 +64,12 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self):
-        """The effective weight, linear.weight + s·BA (d_out, d_in); A and B train through it."""
-        W = self.linear.weight
+        """The effective weight W (d_out, d_in); unless merged, A and B train through it."""
+        frozen = self.linear.weight
         if self.merged:
-            return W
-        with torch.autocast(W.device.type, enabled=False):  # it would round BA to bfloat16
-            return (W + self.scale * self.lora_B @ self.lora_A).to(W.dtype)
+            return frozen
+        with torch.autocast(frozen.device.type, enabled=False):  # it would round BA to bfloat16
+            return (frozen + self.scale * self.lora_B @ self.lora_A).to(frozen.dtype)
 
     @property
     def bias(self):
@@ -75,11 +77,11 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, A0, B0):
-        """For a fresh layer: A ← A0, B ← B0, linear.weight ← W0 − s·B0A0, and the same output."""
-        W = self.linear.weight
-        with torch.autocast(W.device.type, enabled=False):
-            moved = (W - self.scale * B0 @ A0).to(W.dtype)
-        self.linear.weight = nn.Parameter(moved, requires_grad=False)  # a tied weight stays W0
+        """For a fresh layer: A ← A0, B ← B0, and linear.weight ← W0 − s·B0A0, so that W stays."""
+        W0 = self.linear.weight
+        with torch.autocast(W0.device.type, enabled=False):
+            moved = (W0 - self.scale * B0 @ A0).to(W0.dtype)
+        self.linear.weight = nn.Parameter(moved, requires_grad=False)  # what was tied stays W0
         factors = {"lora_A": A0, "lora_B": B0, "lora_A0": A0, "lora_B0": B0}
         self.load_state_dict(factors, strict=False)
 
@@ -179,7 +181,7 @@ def unmerge_lora(model):
 def merge_and_unload(model):
     """Makes every LoRA layer a plain nn.Linear with the effective weight, in place -> model.
 
-    Its keys are again as `save_pretrained` needs them. Weights stay frozen, a tied one on its own.
+    Its keys are the base model's again. Weights stay frozen; one that was tied is separate now.
     """
     merge_lora(model)
     _replace(model, {layer: layer.linear for layer in lora_layers(model).values()})
@@ -189,10 +191,10 @@ def merge_and_unload(model):
 def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups, B's at ratio · lr, all else at lr.
 
-    At the largest stable rate that A and B can share, what is learned through one of them vanishes
-    as the width n grows; for both to learn, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1). A constant
-    ratio, the paper's λ, only moves that to larger n. Its 16 is for A = 0 and a random B; for B = 0
-    as in `LoRALinear`, it found 4 to 8 good (§5.3), and 2 to 4 on Llama. Ratio 1 is LoRA.
+    A step of Adam moves each entry by about its rate, and x Aᵀ sums n = d_in of them, h Bᵀ only r.
+    For both to learn as the width n grows, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1): no shared rate
+    does, and a constant ratio, the paper's λ, puts it off to larger n. Its 16 is for A = 0, random
+    B; for B = 0, as here, it found 4 to 8 good (§5.3), and 2 to 4 on Llama. Ratio 1 is LoRA.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -207,8 +209,8 @@ def lora_ga_factors(G, rank, gamma=16.0):
     """LoRA-GA (Wang et al., arXiv 2407.05000, Algorithm 1): G = ∂L/∂W0 (d_out, d_in) -> A, B.
 
     G = U S Vᵀ    A = c·V[:, :r]ᵀ (r, d_in)    B = c·U[:, r:2r] (d_out, r)    c = d_out^¼ / √gamma
-
-    With s = α/√r (rslora), this c makes the norm ‖s·BA‖_F = α·√d_out/gamma at every rank.
+    B takes the next r directions, not A's, so that a first step covers 2r (see `lora_ga_init`); c,
+    with s = α/√r (rslora), makes the norm ‖s·BA‖_F = α·√d_out/gamma at every rank.
     """
     U, V = top_singular_vectors(G, 2 * rank)
     c = len(G) ** 0.25 / gamma ** 0.5
@@ -216,13 +218,12 @@ def lora_ga_factors(G, rank, gamma=16.0):
 
 
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
-    """Starts A and B along the gradient, without changing what the model computes (LoRA-GA).
+    """LoRA-GA: starts A and B along the gradient; the model computes the same, but for dropout.
 
     G sums the gradients of the batches, any iterable; loss_fn(model, batch) -> a scalar tensor.
-    Each layer starts from `lora_ga_factors`, with s·BA taken out of its frozen weight. The first
-    step η of gradient descent (one rate) then moves the effective weight, to first order, along
-    the best rank-2r approximation of G (Theorem 3.1):
-        −η s² (G AᵀA + BBᵀ G) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
+    Each layer starts from `lora_ga_factors`, with s·BA taken out of its frozen weight. A first
+    gradient step on these batches moves W along the best rank-2r approximation of G (Theorem 3.1):
+        −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
     Call it once, after apply_lora(model, rank, alpha=..., rslora=True). A layer without a gradient
     keeps LoRA's start, and a warning names it. ValueError, with the model unchanged: no LoRA layer,
     no gradient at all or one not finite, 2r > min(d_in, d_out), an adapter trained or merged.
@@ -235,10 +236,9 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
             raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is trained, started or merged")
         _check_fit(layer.linear, len(layer.lora_A), f"{name} with LoRA-GA", times=2)
     gradients = _summed_gradients(layers, model, batches, loss_fn)
-    if not all(G.isfinite().all() for G in gradients.values()):
-        raise ValueError("LoRA-GA needs finite gradients")
-    if not any(G.any() for G in gradients.values()):
-        raise ValueError("LoRA-GA needs batches, and a loss that depends on the LoRA layers")
+    finite = all(G.isfinite().all() for G in gradients.values())
+    if not finite or not any(G.any() for G in gradients.values()):
+        raise ValueError("LoRA-GA needs finite gradients, not all zero: see batches, loss_fn")
     for name, layer in layers.items():
         if name in gradients and gradients[name].any():
             G = gradients[name].to(layer.lora_A.device)
@@ -276,7 +276,7 @@ def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
     Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061): LoRA-GA's first step keeps 99 % of its cosine with G, or 96 % if G is white noise.
+    0909.4061): LoRA-GA's first step has 0.99 of the exact one's cosine with G (white noise: 0.96).
     """
     with torch.autocast(G.device.type, enabled=False):
         if min(G.shape) <= max(512, 2 * k):
@@ -286,7 +286,7 @@ def top_singular_vectors(G, k):
             U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     U, V = U[:, :k], V[:, :k]
     largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
-    signs = V.gather(0, largest).sign()  # uᵢvᵢᵀ leaves uᵢ's sign open, and BA pairs uᵣ₊ᵢ with vᵢ
+    signs = V.gather(0, largest).sign()  # an SVD leaves them open; BA, of uᵣ₊ᵢ and vᵢ, needs them
     return U * signs, V * signs
 
 
@@ -295,10 +295,10 @@ def precondition(grads_A, grads_B, factors_A, factors_B, damping=1e-6):
 
         ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping, or rounding if larger
 
-    A small step η of gradient descent then moves the effective weight, as δ → 0, by
-    −η s² (P_col(B) G + G P_row(A)): its gradient projected onto B's columns, plus the same onto A's
-    rows. If B and A have rank r, that depends on BA alone, not on how it is split. Takes lists of n
-    tensors, for n layers of one rank; a gradient may be None -> the two new lists.
+    A small step η of gradient descent then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)):
+    G projected onto B's columns, plus G projected onto A's rows. 10B and A/10 make the same BA, and
+    now the same step (if their rank is r), where LoRA's steps would differ.
+    Takes lists of n tensors, for n layers of one rank; a gradient may be None -> the new lists.
     """
     grams = torch.stack([B.T @ B for B in factors_B] + [A @ A.T for A in factors_A])  # (2n, r, r)
     trace = grams.diagonal(dim1=1, dim2=2).sum(dim=1)  # (2n,)
@@ -314,7 +314,7 @@ def precondition(grads_A, grads_B, factors_A, factors_B, damping=1e-6):
 
 @torch.no_grad()
 def precondition_gradients(model, damping=1e-6):
-    """`precondition` for every .grad of a LoRA layer; layers of one rank share their inversion."""
+    """`precondition` for every .grad of a LoRA layer, in one call for all layers of one rank."""
     alike = {}
     for layer in lora_layers(model).values():
         A, B = layer.lora_A, layer.lora_B
@@ -338,7 +338,7 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
 
 
 def adapter_state_dict(model):
-    """The parameters that train, relative to the untouched base model -> {key: tensor on the CPU}.
+    """What trains, to be put on the untouched base model -> {key: tensor on the CPU}.
 
     "<layer>.lora_A" (r, d_in), "<layer>.lora_B" (d_out, r), "<layer>.scale", and others by their
     names. After LoRA-GA the factors are [A; A0] and [B, −B0] of rank 2r, with product BA − B0A0.
@@ -362,7 +362,7 @@ def load_adapter(model, state):
     """Puts what adapter_state_dict gave on the untouched base model, in place -> model.
 
     LoRA layers already there go. What the file holds can train on, the rest is frozen. ValueError,
-    with the model unchanged, if it does not fit, or the base is not untouched.
+    with the model unchanged, if it does not fit, or LoRA layers are merged or LoRA-GA's.
     """
     present = lora_layers(model).values()
     if any(layer.merged or layer.lora_B0.any() for layer in present):

@@ -109,7 +109,7 @@ def held_out(file_name):
     return int(hashlib.sha256(file_name.encode()).hexdigest(), 16) % 20 == 0
 
 
-def read_pieces(path, size=1 << 22):
+def read_pieces(path, size=1 << 20):
     """A text file in pieces of `size` characters: one larger than memory streams through."""
     try:
         with open(path, encoding="utf-8") as file:
