@@ -19,13 +19,15 @@ from model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent
 TINY = dict(n_positions=32, vocab_size=60, n_layer=2, n_head=2, n_embd=16)
-SMALLEST = dict(n_positions=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768)  # of GPT-2's four
+# The smallest of GPT-2's four:
+SMALLEST = dict(n_positions=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768)
 IDX = torch.randint(60, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
+    return pytest.importorskip("transformers",
+                               reason="needs transformers: pip install transformers")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +45,16 @@ def gpt2(transformers, **changes):
 
 
 def save_as_hf_once_did(model, directory):
-    """pytorch_model.bin as on the hub: without the "transformer." of newer files, with attention masks."""
-    state = {name.removeprefix("transformer."): value for name, value in model.state_dict().items()
-             if "lm_head" not in name}
+    """pytorch_model.bin as on the hub: without newer files' "transformer." but with masks."""
+    state = {name.removeprefix("transformer."): value
+             for name, value in model.state_dict().items() if "lm_head" not in name}
     state["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
     torch.save(state, directory / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("shape", [TINY, SMALLEST], ids=["tiny", "124M"])
-def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transformers, shape, tmp_path,
-                                                                         monkeypatch):
+def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(
+        transformers, shape, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     theirs = gpt2(transformers, **shape)
     theirs.save_pretrained(tmp_path)
@@ -68,14 +70,14 @@ def test_gpt2_loads_from_both_formats_by_path_and_by_url_with_hfs_logits(transfo
             assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_two_addresses_that_differ_in_punctuation_do_not_share_their_weights(transformers, tmp_path,
-                                                                             monkeypatch):
+def test_two_addresses_that_differ_in_punctuation_do_not_share_their_weights(
+        transformers, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface.torch.hub, "download_url_to_file",
                         lambda url, path: Path(path).write_text(url))
-    places = {huggingface._fetch(f"https://example.org/{name}/model.bin") for name in ("a-b", "a.b")}
-    assert {place.read_text() for place in places} == {"https://example.org/a-b/model.bin",
-                                                       "https://example.org/a.b/model.bin"}
+    urls = {"https://example.org/a-b/model.bin", "https://example.org/a.b/model.bin"}
+    places = {huggingface._fetch(url) for url in urls}
+    assert {place.read_text() for place in places} == urls
 
 
 def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
@@ -93,16 +95,20 @@ def test_files_that_are_no_gpt2_are_one_sentence(transformers, tmp_path):
     good = variant("good").read_bytes()
     (tmp_path / "other").mkdir()
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other" / "pytorch_model.bin")
-    cases = [(variant("cut", good[:-100]), "damaged or not a checkpoint"),
-             (variant("junk", b"junk" * 99), "damaged or not a checkpoint"),
-             (variant("deeper", n_layer=3), "transformer.h.2.attn.c_attn.bias is missing, expected .48"),
+    damaged = "damaged or not a checkpoint"
+    no_gpt2 = "config.json does not describe a GPT-2"
+    cases = [(variant("cut", good[:-100]), damaged),
+             (variant("junk", b"junk" * 99), damaged),
+             (variant("deeper", n_layer=3),
+              "transformer.h.2.attn.c_attn.bias is missing, expected .48"),
              (variant("wider", n_embd=32), r"is \[48\], expected \[96\]"),
-             (variant("llama", model_type="llama"), "config.json does not describe a GPT-2"),
-             (variant("epsilon", layer_norm_epsilon=1e-6), "config.json does not describe a GPT-2"),
-             (variant("relu", activation_function="relu"), "config.json does not describe a GPT-2"),
+             (variant("llama", model_type="llama"), no_gpt2),
+             (variant("epsilon", layer_norm_epsilon=1e-6), no_gpt2),
+             (variant("relu", activation_function="relu"), no_gpt2),
+             (variant("dropless", n_head=3), no_gpt2),
              (tmp_path / "other" / "pytorch_model.bin", "config.json is missing or damaged"),
-             (variant("dropless", n_head=3), "config.json does not describe a GPT-2"),
-             (tmp_path / "good" / "pytorch_model.bin", "neither gpt2, .* nor a checkpoint's file or")]
+             (tmp_path / "good" / "pytorch_model.bin",
+              "neither gpt2, .* nor a checkpoint's file or")]
     for path, sentence in cases:
         with pytest.raises(ValueError, match=sentence) as error:
             load_gpt2(path)
@@ -141,8 +147,8 @@ def adapted(model, method, rslora=False, alpha=5.0, rank=3):
 
 @pytest.mark.parametrize("method, rslora", [("lora", False), ("lora", True), ("loraga", True)])
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
-def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, transformers, tmp_path,
-                                                                        monkeypatch, method, rslora, safe):
+def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(
+        peft, transformers, tmp_path, monkeypatch, method, rslora, safe):
     theirs, weights = gpt2(transformers), tmp_path / "base" / "model.safetensors"
     theirs.save_pretrained(tmp_path / "base")
     model = adapted(load_gpt2(weights), method, rslora)
@@ -150,9 +156,11 @@ def test_an_exported_adapter_on_the_untouched_hf_model_gives_our_logits(peft, tr
         monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
     export_peft(model, tmp_path / "adapter")
     monkeypatch.undo()
-    assert (tmp_path / "adapter" / ("adapter_model.safetensors" if safe else "adapter_model.bin")).exists()
+    file = "adapter_model.safetensors" if safe else "adapter_model.bin"
+    assert (tmp_path / "adapter" / file).exists()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert not config["use_rslora"] and set(config["target_modules"]) == lora.lora_layers(model).keys()
+    assert not config["use_rslora"]
+    assert set(config["target_modules"]) == lora.lora_layers(model).keys()
     rank = 6 if method == "loraga" else 3  # LoRA-GA's has rank 2r
     scale = 5 / 3 ** 0.5 if rslora else 5 / 3
     assert (config["r"], config["lora_alpha"]) == (rank, pytest.approx(scale * rank))
@@ -180,8 +188,9 @@ def test_what_also_trains_goes_to_peft_and_back(peft, transformers, tmp_path):
     torch.testing.assert_close(loaded(IDX).logits, model(IDX)[0], rtol=0, atol=1e-4)
     again = load_peft(load_gpt2(tmp_path / "base"), tmp_path / "adapter").eval()
     torch.testing.assert_close(again(IDX)[0], model(IDX)[0], rtol=0, atol=1e-5)
-    trained = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
-    assert trained[0] == trained[1]
+    trained, again_trained = ({name for name, p in m.named_parameters() if p.requires_grad}
+                              for m in (model, again))
+    assert trained == again_trained
 
 
 def test_a_classifier_head_that_peft_has_trained_loads_into_any_model(peft, transformers, tmp_path):
@@ -208,8 +217,10 @@ def test_a_classifier_head_that_peft_has_trained_loads_into_any_model(peft, tran
 
 def test_what_peft_cannot_hold_is_not_exported(tmp_path):
     tied = lora.apply_lora(GPT(GPTConfig(32, 60, 1, 2, 16)), 2, also_train=["lm_head"])
-    for model, sentence in ((tied, "transformer.wte.weight and lm_head.weight cannot be exported"),
-                            (GPT(GPTConfig(32, 60, 1, 2, 16)), "needs LoRA layers")):
+    plain = GPT(GPTConfig(32, 60, 1, 2, 16))
+    cases = [(tied, "transformer.wte.weight and lm_head.weight cannot be exported"),
+             (plain, "needs LoRA layers")]
+    for model, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             export_peft(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
@@ -219,14 +230,16 @@ def test_what_peft_cannot_hold_is_not_exported(tmp_path):
     {}, {"use_rslora": True}, {"target_modules": ["c_fc"]},
     {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1.attn.c_attn": 7}},
 ])
-def test_an_adapter_that_peft_made_loads_here_with_its_logits(peft, transformers, tmp_path, options):
+def test_an_adapter_that_peft_made_loads_with_its_logits(peft, transformers, tmp_path, options):
     theirs = gpt2(transformers)
     theirs.save_pretrained(tmp_path / "base")
     options = {"target_modules": ["c_attn", "c_proj", "c_fc"], **options}
-    config = peft.LoraConfig(r=4, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=True, **options)
+    config = peft.LoraConfig(r=4, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=True,
+                             **options)
     model = peft.get_peft_model(theirs, config)
     model.eval().save_pretrained(tmp_path / "adapter")
-    mine = load_peft(load_gpt2(tmp_path / "base" / "model.safetensors"), tmp_path / "adapter").eval()
+    untouched = load_gpt2(tmp_path / "base" / "model.safetensors")
+    mine = load_peft(untouched, tmp_path / "adapter").eval()
     torch.testing.assert_close(mine(IDX)[0], model(IDX).logits, rtol=0, atol=1e-4)
     export_peft(mine, tmp_path / "again")  # and back: rank and alpha patterns survive
     loaded = peft.PeftModel.from_pretrained(gpt2(transformers), tmp_path / "again").eval()
@@ -266,32 +279,36 @@ def test_a_merged_output_layer_is_no_longer_tied(transformers, tmp_path):
 
 
 def run(*command, **options):
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT,
-                          **options)
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                          cwd=ROOT, **options)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two finished runs of the real train.py, one of them exported."""
     directories = []
+    flags = "--steps 2 --lr 0.03 --warmup 0 --device cpu --export peft".split()
     for method in ("lora", "loraga"):
         directories.append(tmp_path_factory.mktemp(method) / "o")
-        flags = ["--method", method, "--steps", "2", "--lr", "0.03", "--warmup", "0", "--device", "cpu"]
-        args = train.parse_args([*flags, "--export", "peft", "--out_dir", str(directories[-1])])
-        train.train(args)
+        where = ["--out_dir", str(directories[-1])]
+        train.train(train.parse_args(["--method", method, *flags, *where]))
     return directories
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_float32(transformers, tmp_path):
     gpt2(transformers).half().save_pretrained(tmp_path)
-    assert {p.dtype for p in load_gpt2(tmp_path / "model.safetensors").parameters()} == {torch.float32}
+    model = load_gpt2(tmp_path / "model.safetensors")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_runs_are_exported_and_merged_from_the_command_line(finished, peft, transformers, tmp_path):
     shipped = base.load()
     merge_and_save(shipped, tmp_path / "shipped")
     idx = torch.arange(40)[None]
-    contents = lambda directory: {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    def contents(directory):
+        return {file.name: file.read_bytes() for file in directory.iterdir()}
+
     for directory in finished:
         model = lora.load_adapter(base.load(), runs.load_run(directory)[1])
         before = contents(directory / "peft")
@@ -312,27 +329,35 @@ def test_runs_are_sampled_one_below_the_other_each_on_the_untouched_base(finishe
     models = [base.load(), whole]
     models += [lora.load_adapter(base.load(), runs.load_run(d)[1]) for d in finished]
     prompt, encoding = "This function returns the", tokenizer.load()
-    adapters = [word for directory in (tmp_path / "full", *finished) for word in ("--adapter", directory)]
-    lines = run("sample.py", *adapters, "--prompt", prompt, "--tokens", "8").stdout.splitlines()
+    adapters = []
+    for directory in (tmp_path / "full", *finished):
+        adapters += ["--adapter", directory]
+    result = run("sample.py", *adapters, "--prompt", prompt, "--tokens", "8")
+    lines = result.stdout.splitlines()
     assert len(lines) == 4 and lines[0].startswith("base ") and str(finished[1]) in lines[3]
-    assert len({line.split(maxsplit=1)[1] for line in lines}) == 4  # four models, four answers
-    for line, model in zip(lines, models):
-        tokens = model.generate(torch.tensor([encoding.encode(prompt)]), 8, temperature=0)[0].tolist()
-        assert line.split(maxsplit=1)[1] == encoding.decode(tokens).split("\n")[0]
+    answers = [line.split(maxsplit=1)[1] for line in lines]
+    assert len(set(answers)) == 4  # four models, four answers
+    idx = torch.tensor([encoding.encode(prompt)])
+    for answer, model in zip(answers, models):
+        tokens = model.generate(idx, 8, temperature=0)[0].tolist()
+        assert answer == encoding.decode(tokens).split("\n")[0]
     assert run("export.py", "merged", tmp_path / "full").returncode == 0
     merged = huggingface._read_tensors(next((tmp_path / "full" / "merged").glob("*model*")))
     assert torch.equal(merged["transformer.wte.weight"], whole.transformer.wte.weight)
 
 
 def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(tmp_path):
-    for command in (["sample.py", "--prompt", "x", "--adapter", tmp_path], ["sample.py", "--prompt", ""],
+    for command in (["sample.py", "--prompt", ""],
+                    ["sample.py", "--prompt", "x", "--adapter", tmp_path],
                     ["sample.py", "--prompt", "x", "--temperature", "-1"],
-                    ["export.py", "peft", tmp_path], ["export.py", "onnx", tmp_path],
+                    ["export.py", "peft", tmp_path],
+                    ["export.py", "onnx", tmp_path],
                     ["train.py", "--init_from", tmp_path / "none.bin"],
                     ["train.py", "--init_from", (tmp_path / "x.bin").as_uri()]):
         result = run(*command)
         error = result.stderr
-        assert result.returncode == 2 and error.count("\n") == 1 and "Traceback" not in error, error
+        assert error.count("\n") == 1 and "Traceback" not in error, error
+        assert result.returncode == 2, error
 
 
 def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_tokens():
@@ -340,4 +365,5 @@ def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_t
     text = "naïve ∂L/∂W — 日本語 🙂 end"
     pieces = list(sample.pieces(encoding, encoding.encode_ordinary(text)))
     assert "".join(pieces) == text and len(pieces) > 8
-    assert "".join(sample.pieces(encoding, [encoding.encode_single_token(b"\xff")] * 2)) == "\ufffd" * 2
+    byte = encoding.encode_single_token(b"\xff")  # of no character
+    assert "".join(sample.pieces(encoding, [byte] * 2)) == "\ufffd" * 2

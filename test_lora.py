@@ -54,6 +54,10 @@ def layer_of(d_out=12, d_in=10, rank=3, seed=0, **options):
     return model, model["fc"]
 
 
+def trained_names(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
 def dense_gradients(model, batch):
     """∂L/∂W for the adapted layers of a model without LoRA, by autograd through W itself."""
     model = copy.deepcopy(model).requires_grad_(True)
@@ -72,7 +76,8 @@ def test_lora_delta_is_zero_at_the_start():
     before = model(idx)[0]
     apply_lora(model, rank=4)
     assert torch.equal(model(idx)[0], before)
-    assert all(not layer.delta().any() and layer.lora_A.any() for layer in lora_layers(model).values())
+    for layer in lora_layers(model).values():
+        assert not layer.delta().any() and layer.lora_A.any()
 
 
 @pytest.mark.parametrize("shape", [(10,), (7, 10), (2, 3, 5, 10), (0, 10)])
@@ -86,22 +91,26 @@ def test_lora_forward_is_the_dense_weight_w0_plus_s_ba(shape):
 
 def test_lora_gradients_are_the_chain_rule_through_the_dense_weight():
     _, layer = layer_of(alpha=5.0)
-    x, y = torch.randn(7, 10, dtype=torch.float64), torch.randn(7, 12, dtype=torch.float64)
-    W = (layer.linear.weight + layer.scale * layer.lora_B @ layer.lora_A).detach().requires_grad_()
+    A, B, s = layer.lora_A, layer.lora_B, layer.scale
+    x = torch.randn(7, 10, dtype=torch.float64)
+    y = torch.randn(7, 12, dtype=torch.float64)
+    W = (layer.linear.weight + s * B @ A).detach().requires_grad_()
     (x @ W.T + layer.linear.bias - y).pow(2).mean().backward()
     (layer(x) - y).pow(2).mean().backward()
-    torch.testing.assert_close(layer.lora_A.grad, layer.scale * layer.lora_B.T @ W.grad, **EXACT)
-    torch.testing.assert_close(layer.lora_B.grad, layer.scale * W.grad @ layer.lora_A.T, **EXACT)
+    torch.testing.assert_close(A.grad, s * B.T @ W.grad, **EXACT)
+    torch.testing.assert_close(B.grad, s * W.grad @ A.T, **EXACT)
 
 
 def test_lora_layer_has_the_attributes_of_the_linear_that_it_replaces():
     _, layer = layer_of(alpha=5.0)
-    assert (layer.in_features, layer.out_features) == (10, 12) and layer.bias is layer.linear.bias
+    assert (layer.in_features, layer.out_features) == (10, 12)
+    assert layer.bias is layer.linear.bias
     W = layer.linear.weight + 5 / 3 * layer.lora_B @ layer.lora_A
     torch.testing.assert_close(layer.weight, W, **EXACT)
     layer.merge()
     assert layer.weight is layer.linear.weight
-    assert LoRALinear(nn.Linear(10, 12, bias=False).bfloat16(), 3).weight.dtype == torch.bfloat16
+    half = nn.Linear(10, 12, bias=False).bfloat16()
+    assert LoRALinear(half, 3).weight.dtype == torch.bfloat16
 
 
 def test_lora_gradients_flow_through_the_effective_weight():
@@ -129,7 +138,8 @@ def test_lora_layer_works_alone_without_apply_lora():
     layer = LoRALinear(nn.Linear(6, 5).double(), rank=1)
     x = torch.randn(9, 6, dtype=torch.float64)
     assert torch.equal(layer(x), layer.linear(x)) and layer.scale == 1
-    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+    trained = [name for name, p in layer.named_parameters() if p.requires_grad]
+    assert trained == ["lora_A", "lora_B"]
     optimizer = torch.optim.SGD(lora_plus_groups(layer, lr=0.01, ratio=4))
     for _ in range(2):
         layer(x).sum().backward()
@@ -155,11 +165,14 @@ def test_public_defaults():
     """A contract: README and other people's code count on them."""
     defaults = {
         LoRALinear: dict(alpha=None, dropout=0.0, rslora=False),
-        apply_lora: dict(rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), dropout=0.0,
-                         rslora=False, also_train=()),
-        lora_plus_groups: dict(ratio=16.0), lora_ga_init: dict(gamma=16.0),
-        lora.lora_ga_factors: dict(gamma=16.0), lora.precondition: dict(damping=1e-6),
-        precondition_gradients: dict(damping=1e-6), lora.attach_preconditioner: dict(damping=1e-6)}
+        apply_lora: dict(rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"),
+                         dropout=0.0, rslora=False, also_train=()),
+        lora_plus_groups: dict(ratio=16.0),
+        lora_ga_init: dict(gamma=16.0),
+        lora.lora_ga_factors: dict(gamma=16.0),
+        lora.precondition: dict(damping=1e-6),
+        precondition_gradients: dict(damping=1e-6),
+        lora.attach_preconditioner: dict(damping=1e-6)}
     for function, expected in defaults.items():
         parameters = inspect.signature(function).parameters.values()
         assert {p.name: p.default for p in parameters if p.default is not p.empty} == expected
@@ -183,8 +196,10 @@ def test_lora_merge_keeps_the_output_and_unmerge_restores_the_weight():
         torch.testing.assert_close(model(idx)[0], before, **EXACT)
     for layer in lora_layers(model).values():
         x = torch.randn(3, layer.linear.in_features, dtype=torch.float64)
-        assert torch.equal(layer(x), nn.functional.linear(x, layer.linear.weight, layer.linear.bias))
-    model.eval(), model.train()
+        merged = nn.functional.linear(x, layer.linear.weight, layer.linear.bias)
+        assert torch.equal(layer(x), merged)
+    model.eval()
+    model.train()
     assert all(layer.merged for layer in lora_layers(model).values())
     for _ in range(2):
         lora.unmerge_lora(model)
@@ -195,7 +210,8 @@ def test_lora_trains_a_and_b_alone_r_times_d_in_plus_d_out_numbers():
     model, plain = apply_lora(gpt(), rank=4), gpt()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(name.endswith(("lora_A", "lora_B")) for name in trained)
-    linears = [m for name, m in plain.named_modules() if name.endswith(("c_attn", "c_proj", "c_fc"))]
+    targets = ("c_attn", "c_proj", "c_fc")
+    linears = [m for name, m in plain.named_modules() if name.endswith(targets)]
     count = sum(p.numel() for p in trained.values())
     assert count == 4 * sum(m.in_features + m.out_features for m in linears)
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -242,14 +258,16 @@ def test_lora_adapter_that_does_not_fit_is_refused_and_the_model_left_alone():
         return {key: value for key, value in changed.items() if value is not None}
 
     wide = {"lora_A": torch.zeros(17, 16), "lora_B": torch.zeros(48, 17)}
-    cases = [(gpt(n_embd=32), state), (gpt(n_layer=1), state), (gpt(), {}), (gpt(), but(lora_A=None)),
-             (gpt(), but(lora_B=None)), (gpt(), but(scale=None)), (gpt(), {**state, "head.weight": wide}),
-             (gpt(), but(scale="1")), (gpt(), but(lora_A=torch.zeros(3, 16))), (gpt(), but(**wide)),
-             (gpt(), {**state, "transformer.ln_f.weight": torch.zeros(3)}),
-             (gpt(), {f"{first}.scale": state[f"{first}.scale"]})]
+    states = [{}, {f"{first}.scale": state[f"{first}.scale"]},
+              but(lora_A=None), but(lora_B=None), but(scale=None), but(scale="1"),
+              but(lora_A=torch.zeros(3, 16)), but(**wide),
+              {**state, "head.weight": wide},
+              {**state, "transformer.ln_f.weight": torch.zeros(3)}]
+    cases = [(gpt(), wrong) for wrong in states]
+    cases += [(gpt(n_embd=32), state), (gpt(n_layer=1), state)]
     for model, wrong in cases:
         before = copy.deepcopy(model.state_dict())
-        with pytest.raises(ValueError, match="does not fit (the model|transformer.h.0.attn.c_attn:)"):
+        with pytest.raises(ValueError, match=f"does not fit (the model|{first}:)"):
             lora.load_adapter(model, wrong)
         assert not lora_layers(model) and all(p.requires_grad for p in model.parameters())
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -262,13 +280,13 @@ def test_lora_adapter_that_does_not_fit_is_refused_and_the_model_left_alone():
 
 def test_lora_adapter_on_a_plain_model_trains_alone():
     model = lora.load_adapter(gpt(), lora.adapter_state_dict(apply_lora(gpt(), rank=4)))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {f"{name}.{part}" for name in lora_layers(model) for part in ("lora_A", "lora_B")}
+    factors = {f"{name}.{part}" for name in lora_layers(model) for part in ("lora_A", "lora_B")}
+    assert trained_names(model) == factors
 
 
 def test_lora_also_trains_a_head_in_full_and_keeps_it_in_the_adapter():
     model = apply_lora(gpt(), rank=4, also_train="ln_f", targets=["c_fc"])
-    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    trained = {name for name in trained_names(model) if "lora_" not in name}
     assert trained == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
     optimizer = torch.optim.AdamW(lora_plus_groups(model, lr=0.1))
     gpt_loss(model, tokens()).backward()
@@ -278,13 +296,12 @@ def test_lora_also_trains_a_head_in_full_and_keeps_it_in_the_adapter():
     for fresh in (gpt(), apply_lora(gpt(), rank=2)):
         lora.load_adapter(fresh, state)
         torch.testing.assert_close(fresh(tokens()[0])[0], model(tokens()[0])[0], **EXACT)
-        assert {name for name, p in fresh.named_parameters() if p.requires_grad} == \
-               {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trained_names(fresh) == trained_names(model)
 
 
 def test_lora_targets_inside_a_module_that_also_trains_stay_targets():
     model = apply_lora(gpt(), rank=4, targets=["c_fc"], also_train=["mlp"])
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    trained = trained_names(model)
     mlp = "transformer.h.0.mlp"
     assert {f"{mlp}.c_proj.weight", f"{mlp}.c_proj.bias", f"{mlp}.c_fc.lora_A"} <= trained
     assert not {f"{mlp}.c_fc.linear.weight", f"{mlp}.c_fc.linear.bias"} & trained
@@ -292,7 +309,8 @@ def test_lora_targets_inside_a_module_that_also_trains_stay_targets():
 
 @pytest.mark.parametrize("started", [False, True], ids=["lora", "loraga"])
 def test_lora_merge_and_unload_is_a_plain_model_with_the_old_keys(started):
-    model = randomise(ga_gpt() if started else apply_lora(gpt(), rank=4, targets=["c_attn", "lm_head"]))
+    model = ga_gpt() if started else apply_lora(gpt(), rank=4, targets=["c_attn", "lm_head"])
+    randomise(model)
     expected = model(tokens()[0])[0]
     assert lora.merge_and_unload(model) is model
     torch.testing.assert_close(model(tokens()[0])[0], expected, **EXACT)
@@ -319,7 +337,7 @@ def test_lora_wraps_a_linear_under_each_of_its_names(name):
 
 
 def test_lora_state_dict_of_a_lora_ga_model_fits_one_without_it():
-    """Strictly; and from then on delta and the adapter file are those of the model that it came from."""
+    """Strictly; and from then on delta and the adapter file are those of the LoRA-GA model."""
     model, resumed = randomise(ga_gpt()), apply_lora(gpt(), rank=3, rslora=True)
     resumed.load_state_dict(model.state_dict())
     torch.testing.assert_close(resumed(tokens()[0])[0], model(tokens()[0])[0], **EXACT)
@@ -357,16 +375,19 @@ def test_lora_dropout_is_on_the_adapters_input_only():
     y = layer.train()(x)
     torch.manual_seed(0)
     mask = nn.functional.dropout(torch.ones_like(x), 0.5)
-    torch.testing.assert_close(y - base, layer.scale * (x * mask) @ layer.lora_A.T @ layer.lora_B.T, **EXACT)
+    low_rank = layer.scale * (x * mask) @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(y - base, low_rank, **EXACT)
     assert torch.equal(layer.eval()(x), layer(x))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_lora_factors_stay_float32_on_a_bf16_base_and_work_under_autocast(autocast):
     _, reference = layer_of(d_out=60, d_in=50, rank=4)
-    model = apply_lora(nn.ModuleDict({"fc": copy.deepcopy(reference.linear).bfloat16()}), 4, targets=["fc"])
+    fc = copy.deepcopy(reference.linear).bfloat16()
+    model = apply_lora(nn.ModuleDict({"fc": fc}), 4, targets=["fc"])
     layer, x = model["fc"], torch.randn(30, 50, dtype=torch.float64)
-    layer.lora_A.data, layer.lora_B.data = reference.lora_A.data.float(), reference.lora_B.data.float()
+    layer.lora_A.data = reference.lora_A.data.float()
+    layer.lora_B.data = reference.lora_B.data.float()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = layer(x.float() if autocast else x.bfloat16())
     low_rank = reference.scale * x @ reference.lora_A.T @ reference.lora_B.T
@@ -379,7 +400,8 @@ def test_lora_factors_stay_float32_on_a_bf16_base_and_work_under_autocast(autoca
 def test_lora_compiles_without_a_graph_break():
     _, layer = layer_of()
     x = torch.randn(5, 10, dtype=torch.float64)
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x), **EXACT)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x), **EXACT)
 
 
 def test_lora_merging_a_tied_layer_leaves_its_twin_alone():
@@ -398,17 +420,20 @@ def test_lora_plus_groups_hold_every_trainable_parameter_once():
     model.transformer.ln_f.requires_grad_(True)
     A, B, others = lora_plus_groups(model, lr=0.1, ratio=4)
     assert (A["lr"], B["lr"], others["lr"]) == (0.1, 0.4, 0.1)
-    assert {len(p) for p in A["params"]} == {4} and {p.shape[1] for p in B["params"]} == {4}
+    assert {len(p) for p in A["params"]} == {4}
+    assert {p.shape[1] for p in B["params"]} == {4}
     assert set(others["params"]) == set(model.transformer.ln_f.parameters())
-    assert all(set(group) == {"params", "lr"} for group in (A, B, others))  # the rest is the optimizer's
+    for group in (A, B, others):
+        assert set(group) == {"params", "lr"}  # the rest is the optimizer's
 
 
 def test_lora_plus_with_ratio_1_is_lora_bit_for_bit():
     ends = []
     for plus in (False, True):
         model = apply_lora(gpt(), rank=4)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(lora_plus_groups(model, 0.01, ratio=1) if plus else parameters, lr=0.01)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = lora_plus_groups(model, 0.01, ratio=1) if plus else trained
+        optimizer = torch.optim.AdamW(groups, lr=0.01)
         for step in range(5):
             optimizer.zero_grad()
             gpt_loss(model, tokens(seed=step)).backward()
@@ -418,11 +443,12 @@ def test_lora_plus_with_ratio_1_is_lora_bit_for_bit():
 
 
 def feature_update(width, lr, ratio, seed):
-    """The mean sizes of B·ΔA·x and ΔB·A·x in AdamW's second step, the first in which A moves (§3.2)."""
+    """Mean sizes of B·ΔA·x and ΔB·A·x in AdamW's second step, the first in which A moves (§3.2)."""
     torch.manual_seed(seed)
     fc = nn.utils.skip_init(nn.Linear, width, width, bias=False)
     model = apply_lora(nn.ModuleDict({"fc": fc}), rank=4, targets=["fc"])
-    layer, x, y = model["fc"], torch.randn(1, width), torch.randn(1, width)
+    x, y = torch.randn(1, width), torch.randn(1, width)
+    layer = model["fc"]
     layer.linear.weight.zero_()
     optimizer = torch.optim.AdamW(lora_plus_groups(model, lr, ratio), weight_decay=0)
     for _ in range(2):
@@ -431,22 +457,26 @@ def feature_update(width, lr, ratio, seed):
         (layer(x) - y).pow(2).sum().backward()
         optimizer.step()
     with torch.no_grad():
-        from_A, from_B = x @ (layer.lora_A - A).T @ B.T, x @ A.T @ (layer.lora_B - B).T
+        from_A = x @ (layer.lora_A - A).T @ B.T
+        from_B = x @ A.T @ (layer.lora_B - B).T
     return torch.stack((from_A.abs().mean(), from_B.abs().mean()))
 
 
 def test_lora_plus_ratio_keeps_both_factors_learning_as_the_width_grows():
-    """§3.2: with one rate, a share vanishes or the update does; with η_A = Θ(1/n), η_B = Θ(1) neither."""
-    share = {}
+    """§3.2: with one rate a share or the update vanishes; with η_A = Θ(1/n), η_B = Θ(1) neither."""
+    shares = {"shared": [], "plus": []}  # B's part of the update
     for width in (64, 512, 4096):
-        # The largest stable shared rate is Θ(1/√n): it keeps the whole update, which comes from A, at Θ(1).
-        for name, lr, ratio in (("shared", 0.4 / width ** 0.5, 1.0), ("plus", 0.8 / width, width / 8)):
-            from_A, from_B = sum(feature_update(width, lr, ratio, seed) for seed in range(4)).tolist()
-            share[name, width] = from_B / (from_A + from_B)
+        # The largest stable shared rate is Θ(1/√n): the whole update, from A, stays at Θ(1).
+        rates = {"shared": (0.4 / width ** 0.5, 1.0), "plus": (0.8 / width, width / 8)}
+        for name, (lr, ratio) in rates.items():
+            updates = [feature_update(width, lr, ratio, seed) for seed in range(4)]
+            from_A, from_B = sum(updates).tolist()
+            shares[name].append(from_B / (from_A + from_B))
             assert 0.5 < from_A + from_B < 4
-    assert share["shared", 4096] < share["shared", 512] / 1.7 < share["shared", 64] / 3
-    plus = [share["plus", width] for width in (64, 512, 4096)]
-    assert 0.2 < min(plus) and max(plus) < 0.8 and max(plus) < 1.5 * min(plus)
+    shared, plus = shares["shared"], shares["plus"]
+    assert shared[2] < shared[1] / 1.7 < shared[0] / 3
+    assert 0.2 < min(plus) and max(plus) < 0.8
+    assert max(plus) < 1.5 * min(plus)
 
 
 # LoRA-GA, Wang et al. 2407.05000
@@ -476,7 +506,8 @@ def test_lora_ga_first_step_is_best_rank_2r(r):
         best = (S[:2 * r].square().sum() / S.square().sum()).sqrt().item()
         achieved = cosine(layer.delta(), -G)
         assert abs(achieved - best) < 1e-6
-        assert abs(cosine(layer.delta(), -(U[:, :2 * r] * S[:2 * r]) @ Vh[:2 * r]) - 1) < 1e-6
+        truncated = (U[:, :2 * r] * S[:2 * r]) @ Vh[:2 * r]
+        assert abs(cosine(layer.delta(), -truncated) - 1) < 1e-6
         for _ in range(100):
             rows, columns = (torch.randperm(len(S), generator=generator)[:r] for _ in range(2))
             A, B = Vh[rows], U[:, columns]
@@ -493,19 +524,20 @@ def test_lora_ga_factors_have_the_stated_norms_and_singular_directions(d_out, d_
     lora_ga_init(model, [G], lambda m, G: (m["fc"].linear.weight * G).sum(), gamma=9.0)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     layer, c = model["fc"], d_out ** 0.25 / 3
-    flip_A = (Vh[:r] * layer.lora_A).sum(1) < 0  # the signs of singular vectors are free
-    flip_B = (U[:, r:2 * r] * layer.lora_B).sum(0) < 0
-    torch.testing.assert_close(layer.lora_A, c * Vh[:r] * (1.0 - 2.0 * flip_A)[:, None], rtol=0, atol=1e-10)
-    torch.testing.assert_close(layer.lora_B, c * U[:, r:2 * r] * (1.0 - 2.0 * flip_B), rtol=0, atol=1e-10)
-    torch.testing.assert_close(layer.linear.weight, W0 - layer.scale * layer.lora_B @ layer.lora_A, **EXACT)
+    A, B = layer.lora_A, layer.lora_B
+    sign_A = 1.0 - 2.0 * ((Vh[:r] * A).sum(1) < 0)  # the signs of singular vectors are free
+    sign_B = 1.0 - 2.0 * ((U[:, r:2 * r] * B).sum(0) < 0)
+    torch.testing.assert_close(A, c * Vh[:r] * sign_A[:, None], rtol=0, atol=1e-10)
+    torch.testing.assert_close(B, c * U[:, r:2 * r] * sign_B, rtol=0, atol=1e-10)
+    torch.testing.assert_close(layer.linear.weight, W0 - layer.scale * B @ A, **EXACT)
     assert not layer.delta().abs().max() > 1e-14
 
 
 @pytest.mark.parametrize("spectrum", [0.7 ** torch.arange(520.0), torch.arange(1.0, 521) ** -0.5],
                          ids=["steep", "slow"])
 @pytest.mark.parametrize("batches", [1, 4])
-def test_lora_ga_in_wide_layers_is_within_1_percent_of_the_best_alignment(spectrum, batches, monkeypatch):
-    """Above 512 a sketch serves, and keeps several batches' sum: for a gradient of slow decay too."""
+def test_lora_ga_in_wide_layers_aligns_within_1_percent_of_the_best(spectrum, batches, monkeypatch):
+    """Above 512 a sketch serves, and keeps several batches' sum: for a slowly decaying G too."""
     torch.manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(d, 520, dtype=torch.float64))[0] for d in (600, 520))
     noise = [0.3 * torch.randn(520, dtype=torch.float64) for _ in range(batches)]
@@ -513,16 +545,22 @@ def test_lora_ga_in_wide_layers_is_within_1_percent_of_the_best_alignment(spectr
     fc = nn.Linear(520, 600, bias=False).double()
     model = apply_lora(nn.ModuleDict({"fc": fc}), 4, targets=["fc"], rslora=True)
     shapes, svd = [], torch.linalg.svd
-    monkeypatch.setattr(torch.linalg, "svd", lambda X, **options: shapes.append(X.shape) or svd(X, **options))
+
+    def noted_svd(X, **options):
+        shapes.append(X.shape)
+        return svd(X, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", noted_svd)
     lora_ga_init(model, parts, lambda m, G: (m["fc"].linear.weight * G).sum())
     assert shapes and (600, 520) not in shapes
     A, B, G = model["fc"].lora_A, model["fc"].lora_B, sum(parts)
     S = torch.svd(G).S
-    assert cosine(G @ A.T @ A + B @ B.T @ G, G) > 0.99 * (S[:8].square().sum() / S.square().sum()).sqrt()
+    best = (S[:8].square().sum() / S.square().sum()).sqrt()
+    assert cosine(G @ A.T @ A + B @ B.T @ G, G) > 0.99 * best
 
 
 def test_lora_ga_scale_is_stable_the_output_does_not_grow_with_d_out_or_r():
-    """Theorem 3.2: with s = α/√r and c = d_out^¼/√γ, the adapter's output has magnitude α/γ in any shape."""
+    """Theorem 3.2: with s = α/√r, c = d_out^¼/√γ the adapter's output has size α/γ in any shape."""
     for d_out, d_in, r in ((64, 64, 2), (64, 256, 16), (1024, 64, 2), (1024, 256, 64)):
         torch.manual_seed(0)
         fc = nn.Linear(d_in, d_out, bias=False).double()
@@ -542,21 +580,22 @@ def test_lora_ga_is_exact_for_several_batches():
         G = sum(gradient[f"{name}.weight"] for gradient in gradients)
         U, _, Vh = torch.linalg.svd(G, full_matrices=False)
         c_squared = layer.out_features ** 0.5 / 16
-        projection_A, projection_B = layer.lora_A.T @ layer.lora_A, layer.lora_B @ layer.lora_B.T
-        torch.testing.assert_close(projection_A, c_squared * Vh[:2].T @ Vh[:2], **EXACT)
-        torch.testing.assert_close(projection_B, c_squared * U[:, 2:4] @ U[:, 2:4].T, **EXACT)
+        A, B = layer.lora_A, layer.lora_B
+        torch.testing.assert_close(A.T @ A, c_squared * Vh[:2].T @ Vh[:2], **EXACT)
+        torch.testing.assert_close(B @ B.T, c_squared * U[:, 2:4] @ U[:, 2:4].T, **EXACT)
 
 
 def test_lora_ga_adapter_applies_to_the_untouched_base():
     model, (idx, _) = randomise(ga_gpt(rank=3)), tokens()
     state, fresh = lora.adapter_state_dict(model), gpt()
-    assert {value.shape[0] for name, value in state.items() if name.endswith("lora_A")} == {6}  # rank 2r
+    ranks = {len(value) for name, value in state.items() if name.endswith("lora_A")}
+    assert ranks == {6}  # 2r
     base = {name: p.clone() for name, p in fresh.named_parameters()}
     lora.load_adapter(fresh, state)
     torch.testing.assert_close(fresh(idx)[0], model(idx)[0], **EXACT)
     for name, layer in lora_layers(model).items():
-        torch.testing.assert_close(base[f"{name}.weight"] + layer.delta(),
-                                   layer.linear.weight + layer.scale * layer.lora_B @ layer.lora_A, **EXACT)
+        W = layer.linear.weight + layer.scale * layer.lora_B @ layer.lora_A
+        torch.testing.assert_close(base[f"{name}.weight"] + layer.delta(), W, **EXACT)
     lora.merge_lora(model)
     torch.testing.assert_close(fresh(idx)[0], model(idx)[0], **EXACT)
 
@@ -594,24 +633,28 @@ def test_lora_ga_computes_in_float32_on_a_bf16_model():
     model = ga_gpt(dtype=torch.bfloat16)
     for layer in lora_layers(model).values():
         r, c = 3, layer.linear.out_features ** 0.25 / 4
-        torch.testing.assert_close(layer.lora_A @ layer.lora_A.T, c * c * torch.eye(r), rtol=0, atol=1e-5)
-        torch.testing.assert_close(layer.lora_B.T @ layer.lora_B, c * c * torch.eye(r), rtol=0, atol=1e-5)
+        A, B = layer.lora_A, layer.lora_B
+        torch.testing.assert_close(A @ A.T, c * c * torch.eye(r), rtol=0, atol=1e-5)
+        torch.testing.assert_close(B.T @ B, c * c * torch.eye(r), rtol=0, atol=1e-5)
 
 
 def test_lora_ga_refuses_with_a_sentence_and_leaves_the_model_alone():
+    def fresh():
+        return apply_lora(gpt(), rank=3)
+
     def trained(model):
         lora_layers(model)["transformer.h.1.mlp.c_fc"].lora_B.data += 1
         return model
 
     first = "transformer.h.0.attn.c_attn"
+    useless = "needs finite gradients, not all zero"
     cases = [(gpt(), gpt_loss, "needs a model with LoRA layers"),
              (apply_lora(gpt(), rank=9), gpt_loss,
               f"rank 9 does not fit {first} with LoRA-GA: allowed are 1 to 8"),
              (ga_gpt(), gpt_loss, f"fresh adapter: {first}"),
-             (trained(apply_lora(gpt(), rank=3)), gpt_loss, "fresh adapter: transformer.h.1.mlp.c_fc"),
-             (apply_lora(gpt(), rank=3), lambda m, b: 0 * gpt_loss(m, b), "needs finite gradients, not all zero"),
-             (apply_lora(gpt(), rank=3), lambda m, b: math.nan * gpt_loss(m, b),
-              "needs finite gradients, not all zero")]
+             (trained(fresh()), gpt_loss, "fresh adapter: transformer.h.1.mlp.c_fc"),
+             (fresh(), lambda m, b: 0 * gpt_loss(m, b), useless),
+             (fresh(), lambda m, b: math.nan * gpt_loss(m, b), useless)]
     for model, loss, sentence in cases:
         before = copy.deepcopy(model.state_dict())
         flags = [p.requires_grad for p in model.parameters()]
@@ -620,8 +663,8 @@ def test_lora_ga_refuses_with_a_sentence_and_leaves_the_model_alone():
                 lora_ga_init(model, batches, loss)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert flags == [p.requires_grad for p in model.parameters()]
-    with pytest.raises(ValueError, match="needs finite gradients, not all zero"):
-        lora_ga_init(apply_lora(gpt(), rank=3), iter([]), gpt_loss)
+    with pytest.raises(ValueError, match=useless):
+        lora_ga_init(fresh(), iter([]), gpt_loss)
 
 
 def test_lora_ga_factors_are_a_pure_function_of_the_gradient_its_sign_included():
@@ -630,7 +673,8 @@ def test_lora_ga_factors_are_a_pure_function_of_the_gradient_its_sign_included()
     assert (A.shape, B.shape) == ((4, 20), (30, 4))
     U, V = lora.top_singular_vectors(G, 8)
     torch.testing.assert_close(U.T @ G @ V, torch.diag(torch.linalg.svdvals(G)[:8]), **EXACT)
-    assert (V.gather(0, V.abs().argmax(dim=0, keepdim=True)) > 0).all()  # so that machines agree
+    largest = V.gather(0, V.abs().argmax(dim=0, keepdim=True))
+    assert (largest > 0).all()  # so that machines agree
     for X, Y in ((A, V[:, :4].T), (B, U[:, 4:])):
         torch.testing.assert_close(X, 30 ** 0.25 / 3 * Y, **EXACT)
 
@@ -641,14 +685,16 @@ def test_lora_ga_leaves_a_layer_without_a_gradient_as_lora_starts_it_and_warns()
     before = copy.deepcopy(unused.state_dict())
 
     def loss_of_the_rest(model, batch):
-        x = model.transformer.h[0](model.transformer.wte(batch[0]))
-        return model.transformer.h[1].attn(x).pow(2).sum() + model.transformer.h[1].mlp.c_fc(x).sum()
+        first, second = model.transformer.h
+        x = first(model.transformer.wte(batch[0]))
+        return second.attn(x).pow(2).sum() + second.mlp.c_fc(x).sum()
 
     with pytest.warns(UserWarning, match="transformer.h.1.mlp.c_proj has no gradient") as warned:
         lora_ga_init(model, [tokens()], loss_of_the_rest)
     assert len(warned) == 1
     assert all(torch.equal(value, before[name]) for name, value in unused.state_dict().items())
-    assert all(layer.lora_B.any() for layer in lora_layers(model).values() if layer is not unused)
+    used = [layer for layer in lora_layers(model).values() if layer is not unused]
+    assert all(layer.lora_B.any() for layer in used)
 
 
 def test_lora_ga_uses_what_a_layer_got_from_any_of_the_batches():
@@ -656,19 +702,27 @@ def test_lora_ga_uses_what_a_layer_got_from_any_of_the_batches():
     linears = {name: nn.Linear(9, 12, bias=False).double() for name in "ab"}
     model = apply_lora(nn.ModuleDict(linears), 2, targets=["a", "b"], rslora=True)
     gradients = {name: torch.randn(12, 9, dtype=torch.float64) for name in "ab"}
-    lora_ga_init(model, ["a", "b"], lambda m, name: (m[name].linear.weight * gradients[name]).sum())
+
+    def loss_of_one(model, name):
+        return (model[name].linear.weight * gradients[name]).sum()
+
+    lora_ga_init(model, ["a", "b"], loss_of_one)
+    c_squared = 12 ** 0.5 / 16  # √d_out/γ
     for name, G in gradients.items():
-        Vh = torch.linalg.svd(G).Vh[:2]
-        projection = model[name].lora_A.T @ model[name].lora_A / (12 ** 0.5 / 16)  # c² = √d_out/γ
-        torch.testing.assert_close(projection, Vh.T @ Vh, rtol=0, atol=1e-10)
+        A, Vh = model[name].lora_A, torch.linalg.svd(G).Vh[:2]
+        torch.testing.assert_close(A.T @ A / c_squared, Vh.T @ Vh, rtol=0, atol=1e-10)
 
 
 # The Riemannian preconditioner, Zhang & Pilanci 2402.02347
 
 def test_precondition_is_algorithm_1_with_explicit_inverses():
     generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 10), (12, 3), (3, 10), (12, 3)], [(3, 7), (5, 3), (3, 7), (5, 3)]
-    layers = [[torch.randn(s, generator=generator, dtype=torch.float64) for s in four] for four in shapes]
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    layers = [[randn(3, d_in), randn(d_out, 3), randn(3, d_in), randn(d_out, 3)]
+              for d_out, d_in in ((12, 10), (5, 7))]
     new_A, new_B = lora.precondition(*zip(*layers), damping=0.1)
     I = 0.1 * torch.eye(3, dtype=torch.float64)
     for (grad_A, grad_B, A, B), got_A, got_B in zip(layers, new_A, new_B):
@@ -677,9 +731,12 @@ def test_precondition_is_algorithm_1_with_explicit_inverses():
 
 
 def with_gradients(**options):
+    """A layer, its model and ∂L/∂W, with lora_A.grad and lora_B.grad of the same loss."""
     model, layer = layer_of(**options)
-    x, y = torch.randn(7, 10, dtype=torch.float64), torch.randn(7, 12, dtype=torch.float64)
-    W = (layer.linear.weight + layer.scale * layer.lora_B @ layer.lora_A).detach().requires_grad_()
+    x = torch.randn(7, 10, dtype=torch.float64)
+    y = torch.randn(7, 12, dtype=torch.float64)
+    W = layer.linear.weight + layer.scale * layer.lora_B @ layer.lora_A
+    W = W.detach().requires_grad_()
     for output in (x @ W.T + layer.linear.bias, layer(x)):
         (output - y).pow(2).sum().backward()
     return model, layer, W.grad
@@ -706,9 +763,11 @@ def test_preconditioned_step_is_the_sum_of_the_gradients_two_projections():
     """As δ → 0, W moves by −lr·s²·[G·P_row(A) + P_col(B)·G], the projections from explicit SVDs."""
     model, layer, G = with_gradients(alpha=5.0)
     A, B = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
-    row, column = torch.linalg.svd(A, full_matrices=False)[2], torch.linalg.svd(B, full_matrices=False)[0]
+    row = torch.linalg.svd(A, full_matrices=False).Vh
+    column = torch.linalg.svd(B, full_matrices=False).U
     precondition_gradients(model, damping=1e-14)
-    change = -layer.scale * (B @ layer.lora_A.grad + layer.lora_B.grad @ A)  # of W, to first order, at lr 1
+    # The change of W to first order, at lr 1:
+    change = -layer.scale * (B @ layer.lora_A.grad + layer.lora_B.grad @ A)
     expected = -layer.scale ** 2 * (G @ row.T @ row + column @ column.T @ G)
     torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-9)
 
@@ -717,16 +776,18 @@ def change_of_w(model, layer, Q, preconditioned):
     """The first-order change of W from the factors (BQ, Q⁻¹A)."""
     model = copy.deepcopy(model)
     layer = model["fc"]
-    layer.lora_B.data, layer.lora_A.data = layer.lora_B.data @ Q, torch.linalg.solve(Q, layer.lora_A.data)
+    layer.lora_B.data = layer.lora_B.data @ Q
+    layer.lora_A.data = torch.linalg.solve(Q, layer.lora_A.data)
     torch.manual_seed(3)
     layer(torch.randn(7, 10, dtype=torch.float64)).pow(3).sum().backward()
     if preconditioned:
         precondition_gradients(model, damping=1e-14)
-    return layer.lora_B.detach() @ layer.lora_A.grad + layer.lora_B.grad @ layer.lora_A.detach()
+    A, B = layer.lora_A.detach(), layer.lora_B.detach()
+    return B @ layer.lora_A.grad + layer.lora_B.grad @ A
 
 
 def test_preconditioner_makes_the_step_invariant_to_how_ba_is_split():
-    """§3: (BQ, Q⁻¹A) is the same W for any invertible Q; plain gradient descent steps differently."""
+    """§3: (BQ, Q⁻¹A) is the same W for any invertible Q; plain gradient descent's steps differ."""
     model, layer = layer_of()
     torch.manual_seed(5)
     I = torch.eye(3, dtype=torch.float64)
@@ -739,7 +800,8 @@ def test_preconditioner_makes_the_step_invariant_to_how_ba_is_split():
 
 def test_preconditioner_uses_the_factors_before_the_step_inside_the_optimizer():
     model, layer, _ = with_gradients()
-    A, B, I = layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), torch.eye(3, dtype=torch.float64)
+    A, B = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
+    I = torch.eye(3, dtype=torch.float64)
     expected_A = A - 0.1 * torch.linalg.inv(B.T @ B + 1e-6 * I) @ layer.lora_A.grad
     expected_B = B - 1.6 * layer.lora_B.grad @ torch.linalg.inv(A @ A.T + 1e-6 * I)
     optimizer = torch.optim.SGD(lora_plus_groups(model, lr=0.1, ratio=16))
@@ -762,24 +824,27 @@ def test_preconditioner_at_lora_gas_start_is_a_multiple_of_the_identity():
     for name, layer in lora_layers(model).items():
         c = layer.linear.out_features ** 0.25 / 4
         for factor in ("lora_A", "lora_B"):
-            gradient = getattr(layer, factor).grad
-            torch.testing.assert_close(gradient, before[f"{name}.{factor}"] / (c * c + 1e-6), **EXACT)
+            expected = before[f"{name}.{factor}"] / (c * c + 1e-6)
+            torch.testing.assert_close(getattr(layer, factor).grad, expected, **EXACT)
 
 
 def iterations(condition, preconditioned):
-    """Gradient steps until ‖BA − Y‖ < 1e-6 ‖Y‖, from near the solution; Y of rank 4 and this condition."""
+    """Gradient steps from near Y, of rank 4 and this condition, until ‖BA − Y‖ < 1e-6 ‖Y‖."""
     torch.manual_seed(0)
-    model = apply_lora(nn.ModuleDict({"fc": nn.Linear(20, 30, bias=False).double()}), rank=4, targets=["fc"])
+    fc = nn.Linear(20, 30, bias=False).double()
+    model = apply_lora(nn.ModuleDict({"fc": fc}), rank=4, targets=["fc"])
     layer = model["fc"]
     U, V = (torch.linalg.qr(torch.randn(d, 4, dtype=torch.float64))[0] for d in (30, 20))
     S = torch.logspace(0, -math.log10(condition), 4, dtype=torch.float64)
     Y = (U * S) @ V.T
-    layer.lora_B.data, layer.lora_A.data = 0.9 * U * S.sqrt(), 0.9 * S.sqrt()[:, None] * V.T
+    layer.lora_B.data = 0.9 * U * S.sqrt()
+    layer.lora_A.data = 0.9 * S.sqrt()[:, None] * V.T
     for count in range(20000):
         error = layer.delta() - Y
         if error.norm() < 1e-6 * Y.norm():
             return count
-        layer.lora_A.grad, layer.lora_B.grad = layer.lora_B.T @ error, error @ layer.lora_A.T
+        layer.lora_A.grad = layer.lora_B.T @ error
+        layer.lora_B.grad = error @ layer.lora_A.T
         with torch.no_grad():
             if preconditioned:
                 precondition_gradients(model, damping=1e-12)
@@ -789,7 +854,8 @@ def iterations(condition, preconditioned):
 
 
 def test_preconditioned_descent_does_not_slow_down_with_the_condition_number():
-    with_it, without = ([iterations(kappa, p) for kappa in (1, 10, 100)] for p in (True, False))
+    with_it = [iterations(kappa, preconditioned=True) for kappa in (1, 10, 100)]
+    without = [iterations(kappa, preconditioned=False) for kappa in (1, 10, 100)]
     assert max(with_it) <= 1.2 * with_it[0]
     assert without[2] > 5 * without[0] and without[1] > without[0]
 
@@ -831,7 +897,9 @@ def test_preconditioner_skips_missing_gradients():
 def test_preconditioner_refuses_optimizers_with_a_closure():
     model, layer, _ = with_gradients()
     before = layer.lora_A.grad.clone()
-    for optimizer in (torch.optim.LBFGS([layer.lora_A]), torch.optim.SGD(lora_plus_groups(model, 0.1))):
+    lbfgs = torch.optim.LBFGS([layer.lora_A])
+    sgd = torch.optim.SGD(lora_plus_groups(model, 0.1))
+    for optimizer in (lbfgs, sgd):
         lora.attach_preconditioner(optimizer, model)
         with pytest.raises(ValueError, match="closure"):
             optimizer.step(lambda: 0.0)
@@ -859,7 +927,7 @@ def test_gpt_is_causal_ignores_targets_of_minus_1_and_names_its_limit():
     targets = targets.clone()
     targets[:, :7] = -1
     assert model(idx, targets)[0].shape == (4, 12, 40)
-    for some in (targets, targets[:, 7:], targets[:, 5:]):  # of the last positions, 12 or 5 or 7 of them
+    for some in (targets, targets[:, 7:], targets[:, 5:]):  # of the last 12, 5 or 7 positions
         looked_at, loss = model(idx, some)
         torch.testing.assert_close(loss, explicit[:, 7:].mean(), **EXACT)
         torch.testing.assert_close(looked_at, logits[:, -some.shape[1]:], **EXACT)
@@ -878,7 +946,8 @@ def test_gpt_generate_leaves_each_submodules_mode_alone():
     model, (idx, _) = gpt(dropout=0.5), tokens()
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
-    assert torch.equal(model.generate(idx, 3, temperature=0), model.generate(idx, 3, temperature=1e-40))
+    greedy, cold = (model.generate(idx, 3, temperature=T) for T in (0, 1e-40))
+    assert torch.equal(greedy, cold)
     assert [module.training for module in model.modules()] == modes
 
 
@@ -900,12 +969,14 @@ def test_gpt_generate_is_greedy_at_0_seeded_and_leaves_other_randomness_alone():
 
 def test_readme_example_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     names = {}
     exec(code, names)
     x = torch.randn(5, 64)
     torch.testing.assert_close(names["fresh"](x), names["model"](x), rtol=1e-4, atol=1e-5)
-    assert any(layer.delta().abs().max() > 1e-4 for layer in lora_layers(names["fresh"]).values())
+    layers = lora_layers(names["fresh"]).values()
+    assert any(layer.delta().abs().max() > 1e-4 for layer in layers)
 
 
 def test_readme_links_name_functions_that_are_there():

@@ -1,4 +1,4 @@
-"""The promises of train.py, runs.py and data/: training, resuming, several processes, faults, bad input."""
+"""What train.py, runs.py and data/ promise: training, resuming, processes, faults, bad input."""
 import ast
 import csv
 import errno
@@ -43,12 +43,17 @@ def imported(path):
 
 def test_imports_run_downwards_and_no_file_imports_a_command():
     above = {  # what a module may import of the project
-        "lora": "", "model": "", "data.files": "", "data.tokenizer": "data.files data.corpora",
-        "data.base": "data.files model", "data.corpora": "data.files",
-        "data.tasks": "data.corpora data.files model", "huggingface": "lora model data.files",
+        "lora": "", "model": "", "data.files": "",
+        "data.corpora": "data.files",
+        "data.tokenizer": "data.files data.corpora",
+        "data.base": "data.files model",
+        "data.pairs": "data.corpora data.files",
+        "data.tasks": "data.corpora data.pairs data.files model",
+        "huggingface": "lora model data.files",
         "runs": "lora huggingface data.base data.files",
         "train": "lora model runs data.files data.tasks data.tokenizer",
-        "sample": "runs data.files data.tokenizer", "export": "runs huggingface data.files"}
+        "sample": "runs data.files data.tokenizer",
+        "export": "runs huggingface data.files"}
     found = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
              for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]
              if not path.name.startswith(("test_", "__init__"))}
@@ -64,7 +69,8 @@ def test_tokenizer_has_2048_tokens_and_every_digit_is_its_own():
     encoding = tokenizer.load()
     assert encoding.n_vocab == 2048
     text = "What is 47 plus 86? 133\n  naïve ∂L/∂W — 1234567890"
-    pieces = [encoding.decode_single_token_bytes(token) for token in encoding.encode_ordinary(text)]
+    encoded = encoding.encode_ordinary(text)
+    pieces = [encoding.decode_single_token_bytes(token) for token in encoded]
     assert b"".join(pieces) == text.encode()
     assert all(piece.isdigit() <= (len(piece) == 1) for piece in pieces)
     assert sum(piece.isdigit() for piece in pieces) == 17
@@ -72,50 +78,55 @@ def test_tokenizer_has_2048_tokens_and_every_digit_is_its_own():
 
 def test_math_holds_out_500_questions_that_never_occur_in_training():
     task = tasks.load("math", tokenizer.load(), 128)
-    asked, held = ({task.encoding.decode(row.tolist()).split("?")[0] for row in part[0]}
+    asked, held = ({task.encoding.decode(prompt) for prompt, _ in part}
                    for part in (task.train, task.val))
     assert len(held) == 500 and not asked & held and len(asked) + 500 == 8100
     idx, targets = task.batch(0, 3, 64)
-    for row, target in zip(idx.tolist(), targets.tolist()):  # the loss looks at the answer and its end alone
+    for row, target in zip(idx.tolist(), targets.tolist()):
         question = task.encoding.decode(row).split("?")[0]
         answer = [token for token in target if token != -1]
         a, b = (int(word) for word in question.split() if word.isdigit())
-        assert task.encoding.decode(answer) == f" {a + b}\n"
-    again, other, next_step = task.batch(0, 3, 64)[0], task.batch(1, 3, 64)[0], task.batch(0, 4, 64)[0]
-    assert torch.equal(idx, again) and not torch.equal(idx, other) and not torch.equal(idx, next_step)
+        assert task.encoding.decode(answer) == f" {a + b}\n"  # all that the loss looks at
+    again, _ = task.batch(0, 3, 64)
+    other, _ = task.batch(1, 3, 64)
+    next_step, _ = task.batch(0, 4, 64)
+    assert torch.equal(idx, again)
+    assert not torch.equal(idx, other) and not torch.equal(idx, next_step)
 
 
 class Table(GPT):
-    """A model that answers every second question of a task right, from a table, the others with 7."""
+    """A model that answers every second question of a task right, from a table; the others: 7."""
 
     def __init__(self, task):
         super().__init__(GPTConfig(128, 2048, 1, 1, 1))
         self.rows = []
-        for i, (idx, targets) in enumerate(zip(*task.val)):
-            question, answer = idx[:len(idx) + 1 - len(targets)].tolist(), targets[targets != -1].tolist()
-            self.rows.append((question, question + (answer if i % 2 else task.encoding.encode(" 7\n"))))
+        wrong = task.encoding.encode(" 7\n")
+        for i, (question, right) in enumerate(task.val):
+            self.rows.append((question, question + (right if i % 2 else wrong)))
 
     def forward(self, idx, targets=None):
         logits = torch.zeros(*idx.shape, 2048)
         for row, told in zip(logits, idx.tolist()):
             said = next(said for question, said in self.rows if told[:len(question)] == question)
             for position in range(len(told)):
-                row[position, said[position + 1] if position + 1 < len(said) else 0] = 1
-        return logits if targets is None else logits[:, -targets.shape[1]:], None
+                following = said[position + 1] if position + 1 < len(said) else 0
+                row[position, following] = 1
+        return logits if targets is None else logits[:, -targets.shape[1]:], torch.zeros(())
 
 
 def test_math_exact_match_is_that_of_the_generated_answers():
     task = tasks.load("math", tokenizer.load(), 128)
-    task.val = tuple(part[:40] for part in task.val)
+    task.val = task.val[:40]
     model, right = Table(task), 0
     for question, _ in model.rows:
-        text = task.encoding.decode(model.generate(torch.tensor([question]), 5, temperature=0)[0].tolist())
+        generated = model.generate(torch.tensor([question]), 5, temperature=0)
+        text = task.encoding.decode(generated[0].tolist())
         a, b, answer = re.match(r"What is (\d+) plus (\d+)\? (\d+)\n", text).groups()
         right += int(a) + int(b) == int(answer)
     assert task.evaluate(model) == right / 40 == 0.5
 
 
-def test_text_file_is_cut_into_train_and_validation_and_bits_per_byte_is_exact(tmp_path, monkeypatch):
+def test_text_file_is_cut_into_train_and_val_and_bits_per_byte_is_exact(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
     text = "".join(f"Line {i}: naïve words.\n" for i in range(400))
     (tmp_path / "notes.txt").write_text(text, encoding="utf-8")
@@ -165,16 +176,17 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load = tasks.load
 
-    def short(*args):  # 8 validation windows and 20 questions, to be quick
-        task = load(*args)
-        task.val = tuple(part[:20] for part in task.val) if args[0] == "math" else task.val[:300]
+    def short(name, *args, **options):  # 9 validation windows and 20 questions, to be quick
+        task = load(name, *args, **options)
+        task.val = task.val[:20 if name == "math" else 300]
         return task
 
     monkeypatch.setattr(tasks, "load", short)
 
     def run(*flags):
         adapted = not {"full", "pretrain"} & set(flags)
-        return train.train(train.parse_args([*TINY.split(), *["--rank", "4"] * adapted, *flags]))
+        rank = ["--rank", "4"] if adapted else []
+        return train.train(train.parse_args([*TINY.split(), *rank, *flags]))
 
     return run
 
@@ -197,8 +209,9 @@ def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-METHODS = [["--method", "full"], ["--method", "lora"], ["--method", "loraplus"], ["--method", "loraga"],
-           ["--method", "riemannian"], ["--method", "pretrain", "--batch_size", "2"],
+METHODS = [["--method", "full"], ["--method", "lora"], ["--method", "loraplus"],
+           ["--method", "loraga"], ["--method", "riemannian"],
+           ["--method", "pretrain", "--batch_size", "2"],
            ["--method", "loraga", "--precondition", "--lr_ratio", "4", "--dropout", "0.1",
             "--model_dropout", "0.1", "--grad_accum", "2", "--weight_decay", "0.1",
             "--dtype", "bfloat16"]]
@@ -206,12 +219,14 @@ METHODS = [["--method", "full"], ["--method", "lora"], ["--method", "loraplus"],
 
 @pytest.mark.parametrize("flags", METHODS, ids=lambda flags: flags[1] + " etc." * (len(flags) > 4))
 def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, flags):
-    result = tiny(*flags, "--steps", "20", "--eval_interval", "10", "--lr", "3e-3", "--out_dir", "o")
+    length = ["--steps", "20", "--eval_interval", "10"]
+    result = tiny(*flags, *length, "--lr", "3e-3", "--out_dir", "o")
     found = losses(tmp_path / "o")
     assert len(found) == 20 and sum(found[-5:]) < 0.99 * sum(found[:5])
-    assert {"method", "task", "rank", "seed", "steps", "metric_name", "metric_before", "metric_after",
-            "versions", "settings", "source_loss_before", "source_loss_after", "trainable_params",
-            "seconds"} <= result.keys()
+    promised = {"method", "task", "rank", "seed", "steps", "seconds", "trainable_params",
+                "metric_name", "metric_before", "metric_after", "source_loss_before",
+                "source_loss_after", "versions", "settings"}
+    assert promised <= result.keys()
     weights = "model.pt" if flags[1] in ("full", "pretrain") else "adapter.pt"
     names = {path.name for path in (tmp_path / "o").glob("[!.]*")}
     assert names == {"log.csv", "result.json", "ckpt.pt", weights}
@@ -225,7 +240,12 @@ def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, fl
 
 def test_a_base_in_bfloat16_trains_float32_factors(tiny, monkeypatch):
     models, build = [], train.build_model
-    monkeypatch.setattr(train, "build_model", lambda *args: models.append(build(*args)) or models[-1])
+
+    def keep(*args):
+        models.append(build(*args))
+        return models[-1]
+
+    monkeypatch.setattr(train, "build_model", keep)
     for method in ("loraga", "riemannian"):
         flags = ["--method", method, "--base_dtype", "bfloat16", "--steps", "20", "--lr", "3e-3"]
         tiny(*flags, "--out_dir", method)
@@ -274,7 +294,8 @@ def test_a_signal_stops_after_the_step_a_second_ctrl_c_at_once_and_earlier_ones_
         ctrl_c()
         ctrl_c()
     assert before == {number: signal.getsignal(number) for number in before}
-    monkeypatch.setattr(train, "build_model", lambda *_: ctrl_c())  # before the steps, while it prepares
+    # Before the steps, while it prepares:
+    monkeypatch.setattr(train, "build_model", lambda *_: ctrl_c())
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit, match="stopped at once"):
         train.main()
@@ -287,10 +308,10 @@ def test_training_works_in_a_thread_that_gets_no_signals(tiny, tmp_path):
     assert (tmp_path / "o" / "result.json").exists()
 
 
-def test_mistakes_in_the_code_keep_their_traceback_and_what_a_user_can_mend_is_a_sentence(monkeypatch,
-                                                                                            capsys):
+def test_bugs_keep_their_traceback_and_what_a_user_can_mend_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    of_code = (RuntimeError, NotImplementedError, ValueError, MemoryError, torch.linalg.LinAlgError)
+    of_code = (RuntimeError, NotImplementedError, ValueError, MemoryError,
+               torch.linalg.LinAlgError)
     of_users = (InputError, OSError, torch.OutOfMemoryError)
     for error in of_code + of_users:
         def fail(*_):
@@ -319,11 +340,13 @@ def test_loraga_starts_from_the_gradients_of_the_first_four_batches_in_parts(tin
     task = tasks.load("math", tokenizer.load(), 32)
     assert len(seen) == 4 * 2
     for step in range(4):
-        (first, first_targets, share), (second, second_targets, rest) = seen[2 * step:2 * step + 2]
+        first, first_targets, share = seen[2 * step]
+        second, second_targets, rest = seen[2 * step + 1]
         idx, targets = task.batch(0, step, 8)
         assert torch.equal(torch.cat((first, second)), idx) and len(first) == 4
         assert torch.equal(torch.cat((first_targets, second_targets)), targets)
-        assert share == (first_targets != -1).sum().item() / (targets != -1).sum().item()
+        counted = (targets != -1).sum().item()
+        assert share == (first_targets != -1).sum().item() / counted
         assert math.isclose(share + rest, 1)
 
 
@@ -358,7 +381,8 @@ def test_grad_accumulation_gives_the_gradient_of_the_whole_batch():
     ends = []
     for args.grad_accum in (1, 4):
         model = gpt()
-        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 1.0}], lr=1.0)
+        group = {"params": list(model.parameters()), "peak_lr": 1.0}
+        optimizer = torch.optim.SGD([group], lr=1.0)
         loss = train.train_step(args, model, optimizer, (idx, targets), 0)
         ends.append((loss, model.lm_head.weight.detach().clone()))
     assert math.isclose(ends[0][0], ends[1][0], rel_tol=1e-12)
@@ -367,7 +391,7 @@ def test_grad_accumulation_gives_the_gradient_of_the_whole_batch():
 
 @pytest.mark.parametrize("flags", [["--method", "full", "--lr", "1e30"],
                                    ["--method", "riemannian", "--lr", "1e25", "--warmup", "0"]])
-def test_a_diverging_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tiny, tmp_path, flags):
+def test_a_diverging_run_is_a_sentence_and_keeps_the_last_good_checkpoint(tiny, tmp_path, flags):
     with pytest.raises(InputError, match=r"no longer finite .* try an --lr below 1e[+]"):
         tiny(*flags, "--steps", "9", "--eval_interval", "1", "--out_dir", "o")
     checkpoint = load_file(tmp_path / "o" / "ckpt.pt")
@@ -379,9 +403,10 @@ def test_no_run_is_lost_without_a_flag(tiny, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tiny("--steps", "9", "--out_dir", "o")
     before = (tmp_path / "o" / "ckpt.pt").read_bytes()
-    for flags in (["--steps", "9"], ["--steps", "3"]):
-        with pytest.raises(InputError, match="holds a run of 3 steps: --resume goes on with it, --over"):
-            tiny(*flags, "--out_dir", "o")
+    sentence = "holds a run of 3 steps: --resume goes on with it, --over"
+    for steps in ("9", "3"):
+        with pytest.raises(InputError, match=sentence):
+            tiny("--steps", steps, "--out_dir", "o")
     with pytest.raises(InputError, match="holds a run of --steps 9, not 3"):
         tiny("--steps", "3", "--resume", "--out_dir", "o")
     assert (tmp_path / "o" / "ckpt.pt").read_bytes() == before
@@ -432,11 +457,14 @@ class Payload:
         return os.system, (f"touch {self.path}",)
 
 
-# Bad command lines -> what the sentence that answers them contains; {} stands for the test's directory.
-LISTED = {  # in the issue's words: unknown method, rank 0 or too large, negative lr, file, checkpoint, device
+# Bad command lines -> what the sentence that answers them contains.
+# {} stands for the test's directory.
+LISTED = {  # in processes of their own: unknown method, rank 0 or too large, negative lr, file,
+            # checkpoint, device
     "--method adam": "argument --method: invalid choice: 'adam'",
     "--rank 0": "argument --rank: 0 is not allowed: at least 1 and below inf",
-    "--rank 257": "--rank or --targets: rank 257 does not fit transformer.h.0.attn.c_attn: allowed are 1 to 256",
+    "--rank 257": "--rank or --targets: rank 257 does not fit transformer.h.0.attn.c_attn: "
+                  "allowed are 1 to 256",
     "--lr -1": "argument --lr: -1 is not allowed: at least 1e-12",
     "--data nowhere.txt": "--data nowhere.txt is neither",
     "--data {}/latin.txt": "not UTF-8",
@@ -451,7 +479,8 @@ MORE = {  # these within pytest's process, which is quicker
     "--lr abc": "argument --lr: invalid float value: 'abc'",
     "--dropout 1": "1 is not allowed: at least 0 and below 1",
     "--device abacus": "--device abacus is not",
-    "--method full --precondition": "--precondition needs an adapter, which --method full does not have",
+    "--method full --precondition": "--precondition needs an adapter, which --method full does "
+                                    "not have",
     "--method full --export peft": "--export needs an adapter",
     "--method full --dropout 0.5": "--dropout needs an adapter, which --method full",
     "--method pretrain --rank 8": "--rank needs an adapter, which --method pretrain",
@@ -464,42 +493,52 @@ MORE = {  # these within pytest's process, which is quicker
     "--grad_accum 3": "--batch_size 32 must be a multiple of 3, --grad_accum times",
     "--data {}/short.txt": "too short",
     "--data {}": "is neither",
-    "--targets q_proj": "target 'q_proj' matches no linear layer: allowed are c_attn, c_fc, c_proj, lm_head",
+    "--targets q_proj": "target 'q_proj' matches no linear layer: allowed are c_attn, c_fc, "
+                        "c_proj, lm_head",
     "--resume --out_dir {}/none": "{}/none/ckpt.pt is missing, damaged or not",
     "--resume --out_dir {}/good": "ckpt.pt is missing, damaged or not a checkpoint",
 }
 
 
-def test_bad_input_is_one_sentence_exit_code_2_and_nothing_changed_on_disk(tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_sentence_exit_code_2_and_no_change_on_disk(
+        tmp_path, monkeypatch, capsys):
     good, cut, shape, evil = (tmp_path / name for name in ("good", "cut", "shape", "evil"))
     for directory in (good, cut, shape, evil):
         directory.mkdir()
     args = train.parse_args(["--method", "lora", "--out_dir", str(shape)])
-    checkpoint = {"settings": runs.settings_of(args), "model": {"transformer.h.0.lora_A": torch.zeros(3)}}
+    weights = {"transformer.h.0.lora_A": torch.zeros(3)}
+    checkpoint = {"settings": runs.settings_of(args), "model": weights}
     torch.save(checkpoint, shape / "ckpt.pt")
     (cut / "ckpt.pt").write_bytes((shape / "ckpt.pt").read_bytes()[:-300])
     (evil / "ckpt.pt").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
     torch.save({"settings": Payload(tmp_path / "executed")}, good / "ckpt.pt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 5000)
     (tmp_path / "short.txt").write_text("too short")
-    stamps = lambda: {path: path.is_file() and path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def stamps():
+        return {path: path.is_file() and path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
     before = stamps()
     options = dict(cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
     command = [sys.executable, ROOT / "train.py"]
-    running = [subprocess.Popen([*command, *flags.format(tmp_path).split()], **options) for flags in LISTED]
+    running = [subprocess.Popen([*command, *flags.format(tmp_path).split()], **options)
+               for flags in LISTED]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpora, "CACHE", tmp_path.with_name("cache"))  # what is not bad is cached
+    # What is not bad is cached:
+    monkeypatch.setattr(corpora, "CACHE", tmp_path.with_name("cache"))
     for flags, sentence in MORE.items():
         monkeypatch.setattr(sys, "argv", ["train.py", *flags.format(tmp_path).split()])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             train.main()
         error, sentence = capsys.readouterr().err, sentence.format(tmp_path)
-        assert stop.value.code == 2 and sentence in error and error.count("\n") == 1, (sentence, error)
+        assert sentence in error and error.count("\n") == 1, (sentence, error)
+        assert stop.value.code == 2, (sentence, error)
     for sentence, process in zip(LISTED.values(), running):
         error = process.communicate()[1]
-        assert process.returncode == 2 and sentence in error and error.count("\n") == 1, (sentence, error)
+        assert sentence in error and error.count("\n") == 1, (sentence, error)
+        assert process.returncode == 2, (sentence, error)
     assert stamps() == before  # nor was a payload executed
 
 
@@ -518,9 +557,9 @@ TWICE = """
 import sys, train
 from data import base, tasks
 load = tasks.load
-def short(name, *args):
-    task = load(name, *args)
-    task.val = task.val[:300] if name == "docs" else [part[:8] for part in task.val]
+def short(name, *args, **options):
+    task = load(name, *args, **options)
+    task.val = task.val[:300 if name == "docs" else 8]
     return task
 tasks.load, base.PATH = short, sys.argv[1]
 for flags in sys.argv[2:]:
@@ -553,7 +592,8 @@ def test_two_processes_make_the_losses_and_the_lora_ga_start_of_one_and_resume_i
         assert max(abs(a - b) for a, b in zip(one, two)) < 1e-5
     one, two = (load_file(tmp_path / f"loraga{n}" / "ckpt.pt")["model"] for n in (1, 2))
     for name in [name for name in one if name.endswith(("A0", "B0"))]:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4 * one[name].abs().max().item())
+        largest = one[name].abs().max().item()
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4 * largest)
 
 
 DIES = """
@@ -593,7 +633,7 @@ def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_no_lock(t
         pass
 
 
-def test_a_full_disk_ends_with_a_sentence_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     tiny("--steps", "2", "--out_dir", "o")
     before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
 
@@ -641,11 +681,16 @@ def test_a_corrupted_byte_in_any_file_that_is_read_is_noticed(tiny, tmp_path, mo
     (tmp_path / "notes.txt").write_text("Some words of a text. " * 200)
     shutil.copy(tokenizer.PATH, tmp_path / "vocabulary")
     monkeypatch.setattr(tokenizer, "PATH", tmp_path / "vocabulary")
-    cut = lambda path: corpora.load(str(tmp_path / "notes.txt"), tokenizer.load(), lambda message: None)
+
+    def cut(_):
+        return corpora.load(str(tmp_path / "notes.txt"), tokenizer.load(), lambda message: None)
+
     cut(None)
     cache, generator = next((tmp_path / "cache").iterdir()), random.Random(0)
-    readers = {tmp_path / "o" / "ckpt.pt": load_file, tmp_path / "o" / "adapter.pt": load_file,
-               tmp_path / "base.pt": load_file, cache: cut,
+    readers = {tmp_path / "o" / "ckpt.pt": load_file,
+               tmp_path / "o" / "adapter.pt": load_file,
+               tmp_path / "base.pt": load_file,
+               cache: cut,
                tokenizer.PATH: lambda path: tokenizer.load()}
     for path, read in readers.items():
         whole, noticed = path.read_bytes(), 0
@@ -654,7 +699,7 @@ def test_a_corrupted_byte_in_any_file_that_is_read_is_noticed(tiny, tmp_path, mo
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1:])
             try:
                 read(path)  # without an error: then the byte is padding
-                assert resaved(path) == expected, f"{path.name}: the change of byte {place} is not noticed"
+                assert resaved(path) == expected, f"{path.name}: byte {place} changes unnoticed"
             except ValueError as error:
                 assert re.search("damaged", str(error)) and "\n" not in str(error)
                 noticed += 1

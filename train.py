@@ -1,6 +1,7 @@
 """Fine-tunes a small GPT with LoRA, LoRA+, LoRA-GA, the Riemannian preconditioner, or in full.
 
     python train.py --method loraga --rank 8           on two-digit addition, the default task
+    python train.py --data pairs.jsonl                 on your own prompts and completions
     python train.py --data notes.txt --init_from gpt2  on any text, from GPT-2's weights
     torchrun --nproc_per_node=4 train.py               the same run, its batches split in four
 """
@@ -62,7 +63,7 @@ def build_parser():
 
     add = parser.add_argument_group("training").add_argument
     add("--steps", type=count, default=600, help="optimizer steps")
-    add("--batch_size", type=count, help="sequences in a step; 32 questions, or 16 windows of text")
+    add("--batch_size", type=count, help="sequences in a step; 32 pairs, or 16 windows of text")
     add("--lr", type=positive, help="the peak learning rate; each method has its own")
     add("--betas", type=fraction, nargs=2, default=[0.7, 0.8], help="AdamW's two memories")
     add("--weight_decay", type=not_negative, default=0.0, help="AdamW's decoupled weight decay")
@@ -73,7 +74,9 @@ def build_parser():
     add("--seed", type=number(int, 0, 2 ** 32), default=0, help="of factors, batches and dropout")
 
     add = parser.add_argument_group("data and files").add_argument
-    add("--data", default="math", help="math, code, docs, shakespeare, or a UTF-8 text file's path")
+    add("--data", default="math", help="math, code, docs, shakespeare, a text file, or a .jsonl "
+        "file of pairs, each line {\"prompt\": ..., \"completion\": ...}")
+    add("--val_data", help="another such file to judge by; else the last tenth of the first")
     add("--block_size", type=count, default=128, help="tokens in a window of text")
     add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL; "
         "without it, the shipped base")
@@ -107,7 +110,8 @@ def parse_args(argv=None):
     if args.damping and not args.precondition:
         parser.error(f"--damping {args.damping:g} is the preconditioner's: it needs --precondition")
     parts = args.grad_accum * PROCESSES
-    args.batch_size = args.batch_size or (32 if args.data == "math" else 16)
+    of_pairs = args.data == "math" or args.data.endswith(".jsonl")
+    args.batch_size = args.batch_size or (32 if of_pairs else 16)
     if args.batch_size % parts:
         parser.error(f"--batch_size {args.batch_size} must be a multiple of {parts}, "
                      "--grad_accum times processes")
@@ -155,7 +159,8 @@ def load_tasks(args, model):
     if args.block_size > config.block_size or encoding.n_vocab > config.vocab_size:
         raise InputError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} "
                          f"tokens exceed this model's {config.block_size} and {config.vocab_size}")
-    return [tasks.load(name, encoding, args.block_size) for name in (args.data, "docs")]
+    task = tasks.load(args.data, encoding, args.block_size, val_data=args.val_data)
+    return task, tasks.load("docs", encoding, args.block_size)
 
 
 def lr_factor(step, args):
@@ -198,7 +203,7 @@ def train_step(args, model, optimizer, batch, step):
 
 def begin(args, model, task, source, batch_at):
     """The measurements before the first step, and LoRA-GA -> the optimizer, the progress."""
-    progress = {"step": 0, "seconds": 0.0, "log": [], "metric_before": task.evaluate(model),
+    progress = {"step": 0, "seconds": 0.0, "log": [], "measures_before": task.measure(model),
                 "source_loss_before": source.evaluate(model, SOURCE_WINDOWS)}
     if args.init == "ga":
         batches = [part for step in range(GA_BATCHES)
@@ -278,7 +283,8 @@ def run_steps(args, model, optimizer, task, batch_at, progress, start):
 
 
 def show(args, task, row):
-    score = f"  {task.metric} {task.in_words(row['metric'])}" if row["metric"] != "" else ""
+    judged = row["metric"] != ""
+    score = f"  {task.metric} {task.in_words(task.metric, row['metric'])}" if judged else ""
     left = row["ms"] / 1e3 * (args.steps - row["step"])
     print(f"step {row['step']:>5}/{args.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}  "
           f"{row['ms']:4.0f} ms/step{score}  {left:.0f} s left", flush=True)
@@ -293,8 +299,9 @@ def summary(args, model, optimizer, task, source, progress):
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank,
         "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"],
         "metric_name": task.metric,
-        "metric_before": progress["metric_before"],
+        "metric_before": progress["measures_before"][task.metric],
         "metric_after": log[-1]["metric"],
+        "measures_before": progress["measures_before"], "measures_after": task.measure(model),
         "source_loss_before": progress["source_loss_before"],
         "source_loss_after": source.evaluate(model, SOURCE_WINDOWS),
         "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
@@ -309,17 +316,18 @@ def summary(args, model, optimizer, task, source, progress):
 
 def report(args, model, task, result):
     """Prints the summary for a person, a few answers, and what to try next."""
-    learned = [task.in_words(result[key]) for key in ("metric_before", "metric_after")]
+    print()
+    for name, before in result["measures_before"].items():
+        after = task.in_words(name, result["measures_after"][name])
+        print(f"learned  {name} on {result['task']}: {task.in_words(name, before)} -> {after}")
     forgot = [f"{result[key]:.3f}" for key in ("source_loss_before", "source_loss_after")]
-    print(f"\nlearned  {task.metric} on {result['task']}:", " -> ".join(learned))
     print("forgot   docs:", " -> ".join(forgot), "nats per token")
     print(f"trained  {result['trainable_params']:,} of {result['total_params']:,} parameters")
     print(f"cost     {result['optimizer_bytes'] / 1e6:.1f} MB of optimizer memory, "
           f"{result['seconds']:.0f} s")
     print("\nsamples", *task.samples(model), sep="\n  ")
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
-    print("\nnext\n  another --method or --rank, --precondition or --lr_ratio 4 on top, "
-          "--data your_own.txt")
+    print("\nnext\n  another --method or --rank, --precondition on top, --data your_own.jsonl")
 
 
 def main():

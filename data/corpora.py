@@ -21,6 +21,7 @@ import torch
 
 from data.files import InputError, replace_file
 
+NAMES = ("code", "docs", "shakespeare")
 CACHE = Path(__file__).with_name("cache")
 SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
                "input.txt")
@@ -75,27 +76,48 @@ def without_comments(source):
     return NOT_CODE.sub(lambda match: match[0] if match[2] else "", source)
 
 
-def load(name, encoding, progress=print):
+def load(name, encoding, progress=print, val_data=None):
     """The tokens of a corpus -> (train, val): two memory-mapped uint16 arrays, cached on disk.
 
     name      "docs", "code", "shakespeare" or the path of a UTF-8 text file
     encoding  the `tiktoken.Encoding` that cuts the text
+    val_data  the path of another text file; else the last tenth of the first is held out
     InputError for text that is not UTF-8, OSError for a file that cannot be read or downloaded.
     """
     if name in ("docs", "code"):
         source = [platform.python_version(), version("numpy"), version("torch"),
                   Path(__file__).read_bytes()]
         return [token_file(name, split, [source, split], encoding,
-                           lambda: texts_of(name, split), progress) for split in ("train", "val")]
-    path = download_shakespeare() if name == "shakespeare" else Path(name)
+                           lambda: tokens_of(encoding, texts_of(name, split)), progress)
+                for split in ("train", "val")]
+    if name == "shakespeare":
+        name = download_shakespeare()
+    tokens = text_file(name, encoding, "--data", progress)
+    if val_data:
+        return tokens, text_file(val_data, encoding, "--val_data", progress)
+    cut = int(0.9 * len(tokens))
+    return tokens[:cut], tokens[cut:]
+
+
+def text_file(path, encoding, flag, progress):
+    """The tokens of a text file."""
+    pieces = read_pieces(Path(path), flag)
+    return cut_file(path, "text", encoding, lambda: tokens_of(encoding, pieces), flag, progress)
+
+
+def tokens_of(encoding, texts):
+    """(tokens, bytes) of each text."""
+    return ((encoding.encode_ordinary(text), len(text.encode())) for text in texts)
+
+
+def cut_file(path, kind, encoding, pieces, flag, progress):
+    """The tokens that `pieces()` makes of a file of a kind; made again if the file changes."""
+    path = Path(path)
     if not path.is_file():
-        raise InputError(f"--data {name} is neither math, code, docs or shakespeare nor a file")
+        raise InputError(f"{flag} {path} is neither a file nor one of math, {', '.join(NAMES)}")
     status = path.stat()
     key = [path.resolve(), status.st_size, status.st_mtime_ns]
-    tokens = token_file(path.stem, "all", key, encoding, lambda: read_pieces(path), progress,
-                        status.st_size)
-    cut = int(0.9 * len(tokens))  # the last tenth of the file is held out
-    return tokens[:cut], tokens[cut:]
+    return token_file(path.stem, kind, [kind, *key], encoding, pieces, progress, status.st_size)
 
 
 def texts_of(name, split):
@@ -109,27 +131,27 @@ def held_out(file_name):
     return int(hashlib.sha256(file_name.encode()).hexdigest(), 16) % 20 == 0
 
 
-def read_pieces(path, size=1 << 20):
+def read_pieces(path, flag, size=1 << 20):
     """A text file in pieces of `size` characters: one larger than memory streams through."""
     try:
         with open(path, encoding="utf-8") as file:
             while piece := file.read(size):
                 yield piece
     except UnicodeDecodeError as error:
-        raise InputError(f"--data {path}: not UTF-8 text ({error.reason})") from None
+        raise InputError(f"{flag} {path}: not UTF-8 text ({error.reason})") from None
 
 
-def token_file(name, split, key, encoding, texts, progress, size=None):
-    """Memory-maps the tokens of `texts()`, written first if no file has this key and vocabulary.
+def token_file(name, split, key, encoding, pieces, progress, size=None):
+    """Memory-maps the tokens of `pieces()`, written first if no file has this key and vocabulary.
 
-    size, in bytes, is what all the texts come to, if it is known: then the time left is shown.
+    A piece is (tokens, bytes); size, in bytes, is what all come to, if known, for the time left.
     """
     ranks = sorted(encoding._mergeable_ranks.items())
     digest = hashlib.sha256(repr((key, encoding._pat_str, ranks)).encode()).hexdigest()
     path = CACHE / f"{name}-{split}-{digest[:16]}.bin"
     if not path.exists():
         progress(f"cutting {name} ({split}) into tokens, once ...")
-        write_tokens(path, encoding, texts(), progress, size)
+        write_tokens(path, pieces(), progress, size)
     contents = np.memmap(path, dtype=np.uint8, mode="r")
     checksum = 0
     end = len(contents) - 4  # the last 4 bytes are the checksum
@@ -140,16 +162,16 @@ def token_file(name, split, key, encoding, texts, progress, size=None):
     return contents[:end].view(np.uint16)
 
 
-def write_tokens(path, encoding, texts, progress, size):
-    """Writes the tokens of texts as uint16, and their CRC-32 behind them."""
+def write_tokens(path, pieces, progress, size):
+    """Writes the tokens of pieces as uint16, and their CRC-32 behind them."""
     start = shown = time.perf_counter()
     done = checksum = 0
     with replace_file(path) as file:
-        for text in texts:
-            piece = np.array(encoding.encode_ordinary(text), dtype=np.uint16).tobytes()
+        for tokens, bytes_read in pieces:
+            piece = np.array(tokens, dtype=np.uint16).tobytes()
             checksum = zlib.crc32(piece, checksum)
             file.write(piece)
-            done += len(text.encode())
+            done += bytes_read
             now = time.perf_counter()
             if now - shown > 5:
                 left = f", {(now - start) * (size / done - 1):.0f} s left" if size else ""

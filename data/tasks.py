@@ -2,8 +2,9 @@
 
     batch(seed, step, size) -> (idx, targets)  (size, T) and (size, K): the tokens that follow the
                                                last K positions of idx, −1 where no loss looks
-    evaluate(model) -> float                   the metric, without dropout; its name is in `metric`
-    in_words(metric) -> str                    the metric with its unit
+    measure(model) -> dict                     figures by name, without dropout
+    evaluate(model) -> float                   the one of them that `metric` names
+    in_words(name, figure) -> str              a figure with its unit
     samples(model) -> list[str]                a few answers to look at
 """
 import math
@@ -12,75 +13,116 @@ import random
 import numpy as np
 import torch
 
-from data import corpora
+from data import corpora, pairs
 from data.files import InputError
 from model import eval_mode
+
+JUDGED = 500  # held-out pairs that are looked at, evenly spread
 
 
 def device_of(model):
     return next(model.parameters()).device
 
 
-class Addition:
-    """"What is 47 plus 86? 133": all two-digit sums, 500 held out, the loss on the answer alone."""
+def sum_of_lengths(pair):
+    return len(pair[0]) + len(pair[1])
 
-    metric = "exact match"
 
-    def __init__(self, encoding):
+class Pairs:
+    """Prompts with completions: the loss on the completion, with the end of its line, alone.
+
+    train, val  sequences of (prompt, completion), two lists of tokens
+    metric      "loss", in nats per token, or "exact match", the share of right greedy answers
+    """
+
+    def __init__(self, encoding, block_size, train, val, metric="loss"):
         self.encoding = encoding
-        pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-        random.Random(0).shuffle(pairs)  # fixed: the same are held out whatever the run's seed
-        self.train = self._encode(pairs[500:])
-        self.val = self._encode(pairs[:500])
+        self.block_size = block_size
+        self.train = train
+        lengths = train.lengths() if isinstance(train, pairs.Rows) else map(sum_of_lengths, train)
+        self.lengths = np.minimum(np.fromiter(lengths, dtype=int), block_size)
+        uneven = self.lengths.max() > 1.5 * self.lengths.mean()
+        self.together = 16 if uneven else 1  # batches drawn together and sorted by length
+        self.val = [val[i] for i in np.linspace(0, len(val) - 1, min(JUDGED, len(val))).astype(int)]
+        self.metric = metric
 
-    def _encode(self, pairs):
-        """Tokens (n, T) and targets (n, K); short rows are padded where no loss looks."""
-        questions = [self.encoding.encode_ordinary(f"What is {a} plus {b}?") for a, b in pairs]
-        answers = [self.encoding.encode_ordinary(f" {a + b}\n") for a, b in pairs]
-        Q = len(questions[0])  # every digit is a token, so that all questions have one length
-        K = max(len(answer) for answer in answers)
-        idx = torch.zeros(len(pairs), Q + K - 1, dtype=torch.long)
-        targets = torch.full((len(pairs), K), -1)
-        idx[:, :Q] = torch.tensor(questions)
-        for row, answer in enumerate(answers):
-            targets[row, :len(answer)] = torch.tensor(answer)
-            idx[row, Q:Q + len(answer) - 1] = torch.tensor(answer[:-1])
-        return idx, targets
+    def rows(self, chosen):
+        """Tokens (n, T) and targets (n, K) of n pairs, padded where no loss looks."""
+        starts = [len(prompt) for prompt, _ in chosen]
+        whole = [(prompt + completion)[:self.block_size + 1] for prompt, completion in chosen]
+        T = max(len(tokens) for tokens in whole) - 1
+        before = min(starts) - 1  # positions whose next token no row is to learn
+        idx = torch.zeros(len(chosen), T, dtype=torch.long)
+        targets = torch.full((len(chosen), T), -1)
+        for row, (start, tokens) in enumerate(zip(starts, whole)):
+            idx[row, :len(tokens) - 1] = torch.tensor(tokens[:-1])
+            targets[row, start - 1:len(tokens) - 1] = torch.tensor(tokens[start:])
+        return idx, targets[:, before:]
 
     def batch(self, seed, step, size):
-        idx, targets = self.train
-        rows = np.random.default_rng((seed, step)).integers(len(idx), size=size)
-        return idx[rows], targets[rows]
+        """Rows drawn at random; where their lengths differ much, rows of about one length."""
+        generator = np.random.default_rng((seed, step // self.together))
+        chosen = generator.integers(len(self.train), size=self.together * size)
+        if self.together > 1:
+            chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
+            order = generator.permutation(self.together)
+            chosen = chosen.reshape(self.together, size)[order[step % self.together]]
+        return self.rows([self.train[i] for i in chosen])
 
     @torch.no_grad()
-    def evaluate(self, model):
-        """The share of held-out questions whose greedy answer is exactly right, with its end.
+    def measure(self, model):
+        """The held-out completions' loss, and the share of greedy answers that are exactly right.
 
-        One forward pass decides it: the greedy answer is the true one if and only if, fed the true
-        answer, the model's likeliest token is right at each of its positions.
+        One forward pass decides the latter: the greedy answer is the true one if and only if, fed
+        the true answer, the model's likeliest token is right at each of its positions, to its end.
         """
-        idx, targets = (part.to(device_of(model)) for part in self.val)
-        right = 0
+        by_length = sorted(self.val, key=sum_of_lengths)
+        size = max(1, 4096 // min(sum_of_lengths(by_length[-1]), self.block_size))
+        right = tokens = 0
+        loss = 0.0
         with eval_mode(model):
-            for some_idx, some_targets in zip(idx.split(100), targets.split(100)):
-                logits, _ = model(some_idx, some_targets)  # (100, K, V)
-                as_told = (logits.argmax(dim=-1) == some_targets) | (some_targets == -1)
+            for first in range(0, len(by_length), size):
+                idx, targets = self.rows(by_length[first:first + size])
+                idx, targets = idx.to(device_of(model)), targets.to(device_of(model))
+                logits, mean = model(idx, targets)  # (n, K, V)
+                as_told = (logits.argmax(dim=-1) == targets) | (targets == -1)
                 right += as_told.all(dim=1).sum().item()
-        return right / len(idx)
+                count = (targets != -1).sum().item()
+                loss += mean.item() * count
+                tokens += count
+        return {"exact match": right / len(by_length), "loss": loss / tokens}
 
-    def in_words(self, metric):
-        return f"{metric:.1%}"
+    def evaluate(self, model):
+        return self.measure(model)[self.metric]
+
+    def in_words(self, name, figure):
+        return f"{figure:.1%}" if name == "exact match" else f"{figure:.3f} nats per token"
 
     def samples(self, model, count=3):
-        """The first held-out questions with the model's greedy answers."""
+        """The first held-out prompts with the model's greedy answers."""
         lines = []
-        for idx, targets in zip(self.val[0][:count], self.val[1][:count]):
-            question = idx[:len(idx) + 1 - len(targets)].to(device_of(model))
-            told = model.generate(question[None], len(targets), temperature=0)[0, len(question):]
-            answer = self.encoding.decode(told.tolist()).partition("\n")[0].strip()
-            right = self.encoding.decode(targets[targets != -1].tolist()).strip()
-            lines.append(f"{self.encoding.decode(question.tolist())} {answer}   (right: {right})")
+        for prompt, completion in self.val[:count]:
+            prompt = prompt[:self.block_size]
+            idx = torch.tensor([prompt], device=device_of(model))
+            told = model.generate(idx, len(completion), temperature=0)[0, len(prompt):].tolist()
+            given, right = decode(self.encoding, prompt), decode(self.encoding, completion)
+            answer = decode(self.encoding, told).strip().partition("\n")[0]
+            lines.append(f"{given.strip()} {answer}   (right: {right.strip()})")
         return lines
+
+
+def decode(encoding, tokens):
+    """The text of tokens; those that the vocabulary lacks (a model may have more) are left out."""
+    return encoding.decode([token for token in tokens if token < encoding.n_vocab])
+
+
+def sums(encoding):
+    """All two-digit sums, as "What is 47 plus 86?" and " 133" -> (train, val), 500 in val."""
+    numbers = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    random.Random(0).shuffle(numbers)  # fixed: the same are held out whatever the run's seed
+    rows = [(encoding.encode_ordinary(f"What is {a} plus {b}?"),
+             encoding.encode_ordinary(f" {a + b}\n")) for a, b in numbers]
+    return rows[500:], rows[:500]
 
 
 class Text:
@@ -88,10 +130,10 @@ class Text:
 
     metric = "loss"
 
-    def __init__(self, name, encoding, block_size, progress=print):
+    def __init__(self, name, encoding, block_size, progress=print, val_data=None):
         self.encoding = encoding
         self.block_size = block_size
-        self.train, self.val = corpora.load(name, encoding, progress)
+        self.train, self.val = corpora.load(name, encoding, progress, val_data)
         if min(len(self.train), len(self.val)) <= block_size:
             raise InputError(f"--data {name}: too short, its training and validation parts have "
                              f"{len(self.train)} and {len(self.val)} tokens, and one context needs "
@@ -126,8 +168,12 @@ class Text:
         tokens = self.val[:1_000_000].tolist()
         return nats_per_token / math.log(2) * len(tokens) / len(self.encoding.decode_bytes(tokens))
 
-    def in_words(self, metric):
-        return f"{metric:.3f}, {self.bits_per_byte(metric):.3f} bpb"
+    def measure(self, model):
+        loss = self.evaluate(model)
+        return {"loss": loss, "bits per byte": self.bits_per_byte(loss)}
+
+    def in_words(self, name, figure):
+        return f"{figure:.3f}" + " nats per token" * (name == "loss")
 
     def samples(self, model, count=3):
         """Continuations of validation text."""
@@ -141,8 +187,22 @@ class Text:
         return lines
 
 
-def load(name, encoding, block_size, progress=print):
-    """The task called `name`: "math", "docs", "code", "shakespeare", or a text file's path."""
+def load(name, encoding, block_size, progress=print, val_data=None):
+    """The task called `name`: "math", "docs", "code", "shakespeare", or a file, .jsonl for pairs.
+
+    val_data is the path of another such file, to judge by; else the last tenth of the first is.
+    """
+    if val_data and (name == "math" or name in corpora.NAMES):
+        raise InputError(f"--val_data goes with a file, and --data {name} has its own")
     if name == "math":
-        return Addition(encoding)
-    return Text(name, encoding, block_size, progress)
+        return Pairs(encoding, block_size, *sums(encoding), metric="exact match")
+    if not name.endswith(".jsonl"):
+        return Text(name, encoding, block_size, progress, val_data)
+    rows = pairs.load(name, encoding, block_size, "--data", progress)
+    if val_data:
+        val = pairs.load(val_data, encoding, block_size, "--val_data", progress)
+        return Pairs(encoding, block_size, rows, val)
+    if len(rows) < 2:
+        raise InputError(f"--data {name} has one pair: two are needed, or --val_data")
+    cut = min(int(0.9 * len(rows)), len(rows) - 1)
+    return Pairs(encoding, block_size, rows.part(0, cut), rows.part(cut, len(rows)))

@@ -1,476 +1,436 @@
-"""Speed and memory, beside PEFT where it is installed and beside full fine-tuning, and how they grow.
+"""What training with LoRA costs, beside full fine-tuning and, where it is installed, PEFT.
 
-    python -m experiments.bench                       what training costs: under five minutes on two CPU cores
-    python -m experiments.bench loraga growth sizes   LoRA-GA's start, how the costs grow, models up to GPT-3
-    python -m experiments.bench steps --device cuda --dtypes bfloat16 --shapes gpt2 gpt2-xl --compile
-                                                      a GPU; with --peak_tflops 989, the share of its peak
+    python -m experiments.bench         steps, memory, preconditioner, merged, startup
+    python -m experiments.bench loraga cosine growth sizes    LoRA-GA's start; how the costs grow
+    python -m experiments.bench steps --device cuda --dtypes mixed bfloat16 --shapes gpt2 gpt2-xl
 
-Whatever is compared runs in turn, in one process, after a warm-up, in another order every round: what runs
-after a larger neighbour is slower. A figure is a median, a ratio is one of medians. Peak memory is that of a
+Whatever is compared runs in turn, in one process, in another order every round: what runs after a
+larger neighbour is slower. A time is a median, a ratio is one of medians. Peak memory is that of a
 process of its own. PEFT gets the same model, rank, batch and optimizer.
 """
 import argparse
-import importlib.metadata
 import importlib.util
+import math
 import multiprocessing
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import lora
 import train
-from data import tasks, tokenizer
 from model import GPT, GPTConfig
 
+ADAPTERS = ["LoRA", "PEFT"] if importlib.util.find_spec("peft") else ["LoRA"]
+METHODS = [*ADAPTERS, "full"]
 TARGETS = ["c_attn", "c_proj", "c_fc"]
-SHAPES = {  # the model, and (sequences, tokens) of a batch
-    "small": (dict(block_size=128, vocab_size=2048, n_layer=4, n_head=4, n_embd=256), (16, 128)),
-    "gpt2": (dict(block_size=1024, vocab_size=50304, n_layer=12, n_head=12, n_embd=768), (4, 256)),
-    "gpt2-xl": (dict(block_size=1024, vocab_size=50304, n_layer=48, n_head=25, n_embd=1600), (4, 256)),
-}
-FAMILY = {"GPT-2 124M": (12, 768, 50257), "GPT-2 medium": (24, 1024, 50257), "GPT-2 large": (36, 1280, 50257),
-          "GPT-2 XL 1.5B": (48, 1600, 50257), "GPT-3 175B": (96, 12288, 50257)}
-HAS_PEFT = importlib.util.find_spec("peft") is not None
 
 
-# Measuring
-
-def sync(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def in_turn(functions, rounds, device="cpu"):
-    """Calls every function once a round, the first round not counted -> {name: median seconds}."""
-    seconds, order = {name: [] for name in functions}, random.Random(0)
-    for _ in range(rounds + 1):
-        for name in order.sample(list(functions), len(functions)):
-            sync(device)
-            start = time.perf_counter()
-            functions[name]()
-            sync(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+@dataclass(frozen=True)
+class Case:
+    """A model to measure, what trains of it, the batch, and the arithmetic."""
+    n_layer: int
+    n_embd: int
+    vocab_size: int = 50257
+    block_size: int = 1024
+    sequences: int = 4
+    tokens: int = 256  # in a sequence
+    method: str = "LoRA"
+    rank: int = 8
+    device: str = "cpu"
+    dtype: str = "float32"  # mixed: the products in bfloat16; bfloat16: the frozen weights as well
 
 
-def peak_memory(prepare, *args, device="cpu"):
-    """The memory that prepare(*args)() needs beyond what prepare(*args) has left there, in bytes."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (prepare, args, device))
+SMALL = Case(4, 256, vocab_size=2048, block_size=128, sequences=16, tokens=128)
+SHAPES = {"small": SMALL, "gpt2": Case(12, 768, 50304), "gpt2-xl": Case(48, 1600, 50304)}
+FAMILY = {"GPT-2 124M": Case(12, 768), "GPT-2 medium": Case(24, 1024),
+          "GPT-2 large": Case(36, 1280), "GPT-2 XL 1.5B": Case(48, 1600),
+          "GPT-3 175B": Case(96, 12288, block_size=2048)}
 
 
-def _peak_memory(prepare, args, device):
-    work = prepare(*args)
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
-
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field + ":")))
-
-
-def table(title, header, rows):
-    print(f"\n### {title}\n")
-    print("| " + " | ".join(header) + " |", "|" + "---|" * len(header), sep="\n")
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
-
-
-def ms(seconds):
-    return f"{1e3 * seconds:.0f} ms" if seconds > 0.02 else f"{1e3 * seconds:.1f} ms"
-
-
-def mb(size):
-    return f"{size / 1e6:.0f} MB"
-
-
-# What is measured
-
-def build(kind, shape, rank, device):
-    """A model: "full", "lora" or "peft"; " bf16" behind it keeps the (frozen) weights in bfloat16."""
+def build(case):
+    """A case's model, with random weights."""
     torch.manual_seed(0)
-    with torch.device(device):
-        model = GPT(GPTConfig(**SHAPES[shape][0]))
-    if kind.endswith("bf16"):
+    heads = case.n_embd // 64
+    config = GPTConfig(case.block_size, case.vocab_size, case.n_layer, heads, case.n_embd)
+    with torch.device(case.device):
+        model = GPT(config)
+    if case.method == "full":
+        return model
+    if case.dtype == "bfloat16":
         model.bfloat16()
-    if kind.startswith("lora"):
-        lora.apply_lora(model, rank, targets=TARGETS)
-    if kind.startswith("peft"):
-        import peft
-        model = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
-    return model
+    if case.method == "LoRA":
+        return lora.apply_lora(model, case.rank, targets=TARGETS)
+    import peft  # not above: it takes seconds
+    config = peft.LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=TARGETS)
+    return peft.get_peft_model(model, config)
 
 
-def batch_of(shape, device):
-    idx = torch.randint(SHAPES[shape][0]["vocab_size"], SHAPES[shape][1], device=device)
+def batch_of(case):
+    """Random tokens and their successors, both (sequences, tokens)."""
+    size = case.sequences, case.tokens
+    idx = torch.randint(case.vocab_size, size, device=case.device)
     return idx, idx.roll(-1, dims=1)
 
 
-def stepper(kind, shape, rank, dtype, device, compiled=False):
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def total(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def stepper(case):
     """A function that makes one training step: forward, backward, AdamW."""
-    model, batch = build(kind, shape, rank, device), batch_of(shape, device)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    forward = torch.compile(model) if compiled else model
+    model, batch = build(case), batch_of(case)
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-4)
 
     def step():
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = forward(*batch)[1]
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.dtype != "float32"):
+            loss = model(*batch)[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return step
 
 
-def two_steps(*args):
-    """The second step is the first that has AdamW's state beside it."""
-    step = stepper(*args)
+def two_steps(case):
+    """A function that makes two: the second is the first to have AdamW's state beside it."""
+    step = stepper(case)
     return lambda: (step(), step())
 
 
-def flops(kind, shape, rank):
-    """Of a step's forward and backward, counted on tensors without content."""
-    def in_place(y, x, w, **_):  # of an addmm_ of these shapes, which the counter lacks
-        return 2 * x[0] * x[1] * w[1]
-
-    model = build(kind, shape, rank, "meta")
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
-        model(torch.zeros(SHAPES[shape][1], dtype=torch.long, device="meta"))[0].sum().backward()
-    return counter.get_total_flops()
+def timed(function):
+    """The milliseconds that a call takes, on a GPU until its work is done."""
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
 
 
-def bf16_slowdown():
-    """A bfloat16 product's time over that of a float32 one; far above 1 on CPUs without such units."""
-    x, w = torch.randn(512, 768), torch.randn(768, 256)
-    halves = x.bfloat16(), w.bfloat16()
-    found = in_turn({"float32": lambda: x @ w, "bfloat16": lambda: halves[0] @ halves[1]}, rounds=3)
-    return found["bfloat16"] / found["float32"]
+def in_turn(functions, rounds=None):
+    """The median milliseconds of each function over rounds of calls -> {name: ms}.
+
+    Without `rounds`, as many as fit into ten seconds, but 3 to 31, after one of warm-up.
+    """
+    warm_up = sum(timed(function) for function in functions.values())
+    rounds = rounds or min(31, max(3, int(10_000 / warm_up)))
+    order = random.Random(0)
+    ms = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name in order.sample(list(functions), len(functions)):
+            ms[name].append(timed(functions[name]))
+    return {name: statistics.median(values) for name, values in ms.items()}
 
 
-STEP = {}  # (shape, rank) -> seconds of a LoRA step in float32, once measured
+def peak_memory(prepare, *args):
+    """The most MB that a call of prepare(*args) holds beyond what was there before it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_memory_here, (prepare, args)) / 1e6
+
+
+def peak_memory_here(prepare, args):
+    function = prepare(*args)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
+        before, peak = resident("VmRSS"), lambda: resident("VmHWM")
+    function()
+    return peak() - before
+
+
+def resident(field):
+    """This process's memory in bytes, now (VmRSS) or at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
+
+
+def cases(args, shapes, dtypes, ranks):
+    """The first cells of each row, and the case that it measures."""
+    for shape, dtype, rank in product(shapes, dtypes, ranks):
+        case = replace(SHAPES[shape], dtype=dtype, rank=rank, device=args.device)
+        yield {"shape": shape, "dtype": dtype, "rank": rank}, case
+
+
+def compared(figures, unit):
+    """The cells of some figures by name, and of the first one's ratio to each other one."""
+    (first, figure), *others = figures.items()
+    cells = {f"{name}, {unit}": value for name, value in figures.items()}
+    return cells | {f"{first} / {name}": figure / value for name, value in others}
 
 
 def steps(args):
-    rows = []
-    for shape in args.shapes:
-        rounds = args.rounds or (20 if args.device == "cuda" else 7 if shape == "small" else 3)
-        bound = {rank: flops("lora", shape, rank) / flops("full", shape, rank) for rank in args.ranks}
-        for dtype in args.dtypes:
-            kinds = ["lora"] + ["peft"] * HAS_PEFT
-            if dtype == "bfloat16":  # also with frozen weights held in it: autocast casts others at every use
-                kinds += [f"{kind} bf16" for kind in kinds]
-            work = {(kind, rank): stepper(kind, shape, rank, dtype, args.device, args.compile)
-                    for kind in kinds for rank in args.ranks}
-            full = stepper("full", shape, 0, dtype, args.device, args.compile)
-            found = in_turn({"full": full, **work}, rounds, args.device)
-            for rank in args.ranks:
-                for kind in [kind for kind in kinds if kind.startswith("lora")]:
-                    mine, peft = found[kind, rank], found.get((kind.replace("lora", "peft"), rank))
-                    speed = flops("lora", shape, rank) / mine
-                    share = f" ({speed / 1e12 / args.peak_tflops:.0%})" if args.peak_tflops else ""
-                    frozen = "bfloat16" if "bf16" in kind else "float32"
-                    beside = [ms(peft), f"{mine / peft:.2f}"] if peft else ["not installed", ""]
-                    rows.append([shape, dtype, frozen, rank, ms(found["full"]), ms(mine), *beside,
-                                 f"{mine / found['full']:.2f}", f"{bound[rank]:.2f}",
-                                 f"{speed / 1e9:.0f}{share}"])
-                if dtype == "float32":
-                    STEP[shape, rank] = found["lora", rank]
-                elif HAS_PEFT:
-                    ratio = found["lora bf16", rank] / found["peft", rank]
-                    print(f"{shape}, bfloat16, rank {rank}: "
-                          f"LoRA on frozen weights in bfloat16 / PEFT on float32 ones: {ratio:.2f}")
-    table("A training step (forward, backward, AdamW), all linear layers adapted",
-          ["shape", "computed in", "frozen in", "rank", "full", "LoRA", "PEFT", "LoRA / PEFT", "LoRA / full",
-           "its FLOP bound", "GFLOP/s"], rows)
+    """A training step (forward, backward, AdamW), all linear layers adapted"""
+    for cells, case in cases(args, args.shapes, args.dtypes, args.ranks):
+        work = {method: stepper(replace(case, method=method)) for method in METHODS}
+        ms = in_turn(work, args.rounds)
+        flops = count_flops(case)
+        bound = flops / count_flops(replace(case, method="full"))
+        speed = {"its FLOP bound": bound, "GFLOP/s": flops / ms["LoRA"] / 1e6}
+        yield cells | compared(ms, "ms") | speed
+
+
+def count_flops(case):
+    """Floating-point operations of a forward and backward pass, on tensors without content."""
+    case = replace(case, device="meta", dtype="float32")
+    model = build(case)
+    with FlopCounterMode(display=False) as counter:
+        model(*batch_of(case))[1].backward()
+    return counter.get_total_flops()
 
 
 def memory(args):
-    rows, rank = [], args.ranks[0]
-    for shape in args.shapes[-1:]:  # the largest: in a small one, the interpreter's memory blurs the figures
-        for dtype in args.dtypes:
-            kinds = ["full", "lora bf16" if dtype == "bfloat16" else "lora"] + ["peft"] * HAS_PEFT
-            peaks = [peak_memory(two_steps, kind, shape, rank, dtype, args.device, device=args.device)
-                     for kind in kinds]
-            full, mine, *peft = peaks
-            rows.append([shape, dtype, rank, mb(full), mb(mine), mb(*peft) if peft else "no peft",
-                         f"{mine / peft[0]:.2f}" if peft else "no peft", f"{mine / full:.2f}"])
-    table("Peak memory of a training step above the weights",
-          ["shape", "dtype", "rank", "full", "LoRA", "PEFT", "LoRA / PEFT", "LoRA / full"], rows)
+    """Peak memory of a training step above the weights"""
+    largest = args.shapes[-1:]  # in a small one, the interpreter blurs the figures
+    for cells, case in cases(args, largest, args.dtypes, args.ranks[:1]):
+        peaks = {method: peak_memory(two_steps, replace(case, method=method)) for method in METHODS}
+        yield cells | compared(peaks, "MB")
 
 
 def preconditioner(args):
-    rows = []
-    for shape in args.shapes:
-        for rank in args.ranks:
-            whole = STEP.get((shape, rank)) or in_turn(
-                {0: stepper("lora", shape, rank, "float32", args.device)}, 3, args.device)[0]
-            models = {kind: build(kind, shape, rank, args.device) for kind in ["lora"] + ["peft"] * HAS_PEFT}
-            for model in models.values():
-                for p in model.parameters():
-                    if p.requires_grad:
-                        torch.nn.init.normal_(p)
-                        p.grad = torch.randn_like(p)
-            work = {"lora": lambda: lora.precondition_gradients(models["lora"])}
-            if HAS_PEFT:
-                from peft.optimizers import riemannian
-                pairs = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-                         for layer in models["peft"].modules() if "default" in getattr(layer, "lora_A", ())]
-                work["peft"] = riemannian._RiemannianPreconditioner(pairs, reg=1e-6).step
-            found = in_turn(work, args.rounds or 31, args.device)
-            mine, peft = found["lora"], found.get("peft")
-            beside = [ms(peft), f"{mine / peft:.2f}"] if peft else ["no peft", "no peft"]
-            rows.append([shape, rank, ms(mine), *beside, f"{mine / whole:.3f}"])
-    table("The preconditioner, float32",
-          ["shape", "rank", "here", "PEFT", "here / PEFT", "here / a LoRA step"], rows)
+    """The preconditioner, here (LoRA) and in PEFT, beside a LoRA step, float32"""
+    for cells, case in cases(args, args.shapes, ["float32"], args.ranks):
+        work = {method: preconditioning(replace(case, method=method)) for method in ADAPTERS}
+        ms = in_turn(work, args.rounds) | in_turn({"a step": stepper(case)}, 1)
+        yield cells | compared(ms, "ms")
 
 
-# LoRA-GA's initialisation
-
-def gradients(model, batches):
-    """∂L/∂W0 of every adapted layer, summed over batches, by autograd through the weights -> {name: G}."""
-    layers = lora.lora_layers(model)
-    weights = {name: layer.linear.weight.requires_grad_(True) for name, layer in layers.items()}
-    with torch.enable_grad():
-        for batch in batches:
-            model(*batch)[1].backward(inputs=list(weights.values()))
-    found = {name: W.grad for name, W in weights.items()}
-    for W in weights.values():
-        W.grad = None
-        W.requires_grad_(False)
-    return found
-
-
-def initialise(model, batches):
-    lora.lora_ga_init(model, batches, lambda model, batch: model(*batch)[1])
-
-
-def worst_cosine(model, batches):
-    """The lowest share, over the layers, of the best possible first-step alignment that LoRA-GA reaches."""
-    G, shares = gradients(model, batches), []
-    initialise(model, batches)
-    for name, layer in lora.lora_layers(model).items():
-        A, B, g = layer.lora_A, layer.lora_B, G[name]
-        with torch.no_grad():
-            S, step = torch.linalg.svdvals(g).square(), g @ A.T @ A + B @ B.T @ g
-            best = (S[:2 * len(A)].sum() / S.sum()).sqrt()
-            shares.append(((step * g).sum() / step.norm() / g.norm() / best).item())
-    return min(shares)
-
-
-def frozen_pass(shape, rank, device):
-    model, batch = build("lora", shape, rank, device), batch_of(shape, device)
-    return lambda: model(*batch)[1].backward()
-
-
-def ga_pass(shape, rank, device, batches=1):
-    model, batch = build("lora", shape, rank, device), batch_of(shape, device)
-    return lambda: initialise(model, [batch] * batches)
-
-
-def loraga(args):
-    rows = []
-    for shape in args.shapes:
-        rank, rounds = args.ranks[0], args.rounds or 3
-        at, batch = (shape, rank, args.device), batch_of(shape, args.device)
-        models = iter([build("lora", *at) for _ in range(rounds + 1)])  # each can start only once
-        plain = build("lora", *at)
-        work = {"init": lambda: initialise(next(models), [batch]), "pass": lambda: gradients(plain, [batch])}
-        found = in_turn(work, rounds, args.device)
-        frozen = peak_memory(frozen_pass, *at, device=args.device)
-        one = peak_memory(ga_pass, *at, device=args.device)
-        two = peak_memory(ga_pass, *at, 2, device=args.device)
-        layers = lora.lora_layers(plain).values()
-        largest = max(layer.linear.weight.nbytes for layer in layers)
-        factors = sum(layer.lora_A.nbytes + layer.lora_B.nbytes for layer in layers)
-        rows.append([shape, rank, ms(found["pass"]), f"{found['init'] / found['pass']:.2f}",
-                     mb(one - frozen), mb(two - frozen), mb(largest), mb(factors)])
-    table("LoRA-GA's initialisation, float32; memory above a forward and backward with frozen weights",
-          ["shape", "rank", "forward and backward", "init / that", "memory, 1 batch", "2 batches",
-           "(the largest gradient)", "(A and B)"], rows)
-    rows = []
-    for name in ("math", "code"):
-        for batches in (1, 4, 16):
-            run = train.parse_args(["--method", "loraga", "--data", name, "--device", args.device])
-            task, model = tasks.load(name, tokenizer.load(), 128), train.build_model(run, args.device)
-            parts = [[part.to(args.device) for part in task.batch(0, i, 8)] for i in range(batches)]
-            rows.append(["the base on " + name, batches, f"{worst_cosine(model, parts):.4f}"])
-    config = dict(block_size=128, vocab_size=2048, n_layer=1, n_head=12, n_embd=768)
-    for batches in (1, 4):
-        torch.manual_seed(0)
-        model = lora.apply_lora(GPT(GPTConfig(**config)), 8)
-        parts = [torch.randint(2048, (2, 8, 128)).unbind() for _ in range(batches)]
-        rows.append(["random weights 768 wide, random tokens", batches, f"{worst_cosine(model, parts):.4f}"])
-    table("LoRA-GA's first step: cosine with the gradient over the best possible, the worst layer, rank 8",
-          ["gradient", "batches", "share of the best"], rows)
+def preconditioning(case):
+    """A function that preconditions random gradients of all factors."""
+    model = build(case)
+    for p in trained(model):
+        torch.nn.init.normal_(p, std=max(p.shape) ** -0.5)  # the gradients then keep their size
+        p.grad = torch.randn_like(p)
+    if case.method == "LoRA":
+        return lambda: lora.precondition_gradients(model)
+    from peft.optimizers import riemannian
+    pairs = riemannian._collect_lora_pairs(model)
+    return riemannian._RiemannianPreconditioner(pairs, reg=1e-6).step
 
 
 def merged(args):
-    rows = []
-    for shape in args.shapes:
-        base, model = build("full", shape, 8, args.device).eval(), build("lora", shape, 8, args.device).eval()
+    """Inference after merge_lora"""
+    for cells, case in cases(args, args.shapes, ["float32"], args.ranks[:1]):
+        model, base = build(case), build(replace(case, method="full"))
         lora.merge_lora(model)
-        idx, _ = batch_of(shape, args.device)
-        rounds = args.rounds or (3 if shape == "gpt2" else 15)
+        idx, _ = batch_of(case)
         with torch.no_grad():
-            found = in_turn({"base": lambda: base(idx), "merged": lambda: model(idx)}, rounds, args.device)
-        rows.append([shape, ms(found["base"]), ms(found["merged"]), f"{found['merged'] / found['base']:.2f}"])
-    table("Inference after merge_lora", ["shape", "base", "merged", "merged / base"], rows)
+            ms = in_turn({"merged": lambda: model(idx), "base": lambda: base(idx)}, args.rounds)
+        yield cells | compared(ms, "ms")
 
-
-# The main job
 
 FIRST_STEP = """
-import os, sys, train
+import os, train
 step = train.train_step
-def first(*args):
-    step(*args)
-    os._exit(0)
-train.train_step = first
-sys.argv[1:] = ["--device", sys.argv[1], "--out_dir", os.path.join(sys.argv[2], "o"), "--overwrite"]
+train.train_step = lambda *args: (step(*args), os._exit(0))
 train.main()
 """
 
 
 def startup(args):
-    rows = []
+    """The main job"""
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-c", FIRST_STEP, args.device, directory]
-        found = in_turn({"first": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)},
-                        args.rounds or 3)
-    rows.append(["python train.py, from its start to the end of the first step", f"{found['first']:.1f} s"])
-    for name in ("math", "code"):
-        run = train.parse_args(["--method", "lora", "--data", name, "--device", args.device])
-        model, encoding = train.build_model(run, torch.device(args.device)), tokenizer.load()
-        task, source = tasks.load(name, encoding, 128), tasks.load("docs", encoding, 128)
-        optimizer = train.build_optimizer(run, model)
-        batch = [part.to(args.device) for part in task.batch(0, 0, run.batch_size)]
-        work = {"batch": lambda: task.batch(0, 0, run.batch_size),
-                "step": lambda: train.train_step(run, model, optimizer, *batch, 50),
-                "target": lambda: task.evaluate(model),
-                "source": lambda: source.evaluate(model, train.SOURCE_WINDOWS)}
-        found = in_turn(work, args.rounds or 5, args.device)
-        evaluations = 1 + run.steps / run.eval_interval
-        other = run.steps * found["batch"] + evaluations * found["target"] + 2 * found["source"]
-        share = other / (other + run.steps * found["step"])
-        rows.append([f"evaluation and data loading, share of a run on {name}", f"{share:.1%}"])
-    table("The main job", ["", ""], rows)
+        flags = ["--device", args.device, "--out_dir", directory]
+        command = [sys.executable, "-c", FIRST_STEP, *flags]
+        run = {"first": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)}
+        seconds = in_turn(run, args.rounds)["first"] / 1e3
+    yield {"": "python train.py, from its start to the end of the first step",
+           "figure": f"{seconds:.1f} s"}
+    for data in ("math", "code"):
+        yield {"": f"evaluation and data loading, share of a run on {data}",
+               "figure": f"{share_beside_steps(data, args):.1%}"}
 
 
-# Growth
+def share_beside_steps(data, args):
+    """The share of a run's time that evaluations and batches take."""
+    run = train.parse_args(["--data", data, "--device", args.device])
+    model = train.build_model(run, args.device)
+    optimizer = train.build_optimizer(run, model)
+    task, source = train.load_tasks(run, model)
+    batch = [part.to(args.device) for part in task.batch(0, 0, run.batch_size)]
+    ms = in_turn({
+        "batch": lambda: task.batch(0, 0, run.batch_size),
+        "step": lambda: train.train_step(run, model, optimizer, batch, 50),
+        "target": lambda: task.evaluate(model),
+        "source": lambda: source.evaluate(model, train.SOURCE_WINDOWS),
+    }, args.rounds)
+    evaluations = 1 + run.steps / run.eval_interval
+    beside = run.steps * ms["batch"] + evaluations * ms["target"] + 2 * ms["source"]
+    return beside / (beside + run.steps * ms["step"])
 
-def step_memory(model, batch):
-    """Bytes that one step keeps: tensors saved for backward, gradients and AdamW's two moments."""
-    own, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
-        return tensor
+def loraga(args):
+    """LoRA-GA's initialisation from one batch beside a forward and backward, and its peak memory
+    with two batches beside a LoRA step's, float32"""
+    for cells, case in cases(args, args.shapes, ["float32"], args.ranks[:1]):
+        model, batch = build(case), batch_of(case)
+        work = {"init": ga_start(case, 1), "pass": lambda: gradients(model, [batch])}
+        ms = in_turn(work, args.rounds)
+        peaks = {"init": peak_memory(ga_start, case, 2), "step": peak_memory(two_steps, case)}
+        yield cells | compared(ms, "ms") | compared(peaks, "MB")
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*batch)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return sum(size for size, _ in saved.values()) + 12 * trained
+
+def ga_start(case, batches):
+    """A function that initialises a model with LoRA-GA."""
+    model, batch = build(case), batch_of(case)
+    return lambda: initialise(model, [batch] * batches)
+
+
+def initialise(model, batches):
+    """LoRA-GA, also of a model that has had it."""
+    for layer in lora.lora_layers(model).values():
+        torch.nn.init.zeros_(layer.lora_B)
+    lora.lora_ga_init(model, batches, lambda model, batch: model(*batch)[1])
+
+
+def gradients(model, batches):
+    """∂L/∂W0 of every adapted layer, summed over batches, by plain autograd -> list of G."""
+    weights = [layer.linear.weight for layer in lora.lora_layers(model).values()]
+    for W in weights:
+        W.requires_grad_(True)
+    found = [torch.autograd.grad(model(*batch)[1], weights) for batch in batches]
+    for W in weights:
+        W.requires_grad_(False)
+    return [sum(parts[1:], parts[0]) for parts in zip(*found)]
+
+
+def cosine(args):
+    """LoRA-GA's first step: cosine with the gradient over the best possible, the worst layer,
+    rank 8"""
+    wide = replace(SMALL, n_layer=1, n_embd=768, sequences=8)
+    for data, batches in product(("math", "code", "random tokens"), (1, 4, 16)):
+        if data == "random tokens":
+            model = build(wide)
+            parts = [batch_of(wide) for _ in range(batches)]
+        else:
+            run = train.parse_args(["--method", "loraga", "--data", data, "--device", "cpu"])
+            model = train.build_model(run, "cpu")
+            task, _ = train.load_tasks(run, model)
+            parts = [task.batch(0, step, 8) for step in range(batches)]
+        G = gradients(model, parts)
+        initialise(model, parts)
+        shares = map(share_of_best, G, lora.lora_layers(model).values())
+        yield {"gradient of": data, "width": model.config.n_embd, "batches": batches,
+               "share of the best": f"{min(shares):.4f}"}
+
+
+@torch.no_grad()
+def share_of_best(G, layer):
+    """The cosine of G AᵀA + BBᵀ G with G (d_out, d_in), over that of G's best rank 2r."""
+    A, B = layer.lora_A, layer.lora_B
+    step = G @ A.T @ A + B @ B.T @ G
+    S = torch.linalg.svdvals(G)
+    best = S[:2 * len(A)].norm() / S.norm()
+    return ((step * G).sum() / step.norm() / G.norm() / best).item()
 
 
 def growth(args):
-    rows, start = [], dict(rank=8, width=256, depth=4, tokens=1024)
-    axes = {"rank": (8, 32, 128), "width": (128, 256, 512, 1024), "depth": (2, 4, 8, 16),
-            "tokens": (256, 1024, 4096)}
+    """Growth: a LoRA step from rank 8, n_embd 256, n_layer 4, 8 sequences of 128 tokens; slopes on
+    log-log axes (1: proportional)"""
+    start = replace(SMALL, vocab_size=64, sequences=8, device=args.device)
+    axes = {"rank": (8, 32, 128), "n_embd": (128, 256, 512, 1024), "n_layer": (2, 4, 8, 16),
+            "sequences": (2, 8, 32)}
     for axis, values in axes.items():
-        work, kept, trained = {}, [], []
-        for value in values:
-            at = {**start, axis: value}
-            depth, width = at["depth"], at["width"]
-            config = dict(block_size=128, vocab_size=64, n_layer=depth, n_head=width // 64, n_embd=width)
-            SHAPES[value] = config, (at["tokens"] // 128, 128)
-            work[value] = stepper("lora", value, at["rank"], "float32", args.device)
-            model = build("lora", value, at["rank"], args.device)
-            kept.append(step_memory(model, batch_of(value, args.device)))
-            trained.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
-        seconds = list(in_turn(work, args.rounds or 5, args.device).values())
-        slope = [np.polyfit(np.log(values), np.log(y), 1)[0] for y in (seconds, kept, trained)]
-        rows.append([axis, " ".join(map(str, values)), " ".join(f"{1e3 * s:.0f}" for s in seconds),
-                     " ".join(f"{m / 1e6:.0f}" for m in kept), *(f"{s:.2f}" for s in slope)])
-    of = ", ".join(f"{axis} {value}" for axis, value in start.items())
-    table(f"Growth: a LoRA step from {of}; slopes on log-log axes (1: proportional)",
-          ["along", "values", "ms", "MB kept", "time's slope", "memory's", "trainable parameters'"], rows)
+        at = [replace(start, **{axis: value}) for value in values]
+        ms = in_turn({case: stepper(case) for case in at}, args.rounds)
+        measured = {"ms": [ms[case] for case in at],
+                    "MB kept": [kept_memory(case) for case in at],
+                    "parameters": [total(trained(build(case))) for case in at]}
+        slopes = {f"slope of {name}": slope(values, y) for name, y in measured.items()}
+        yield {"along": axis, "values": values} | measured | slopes
+
+
+def slope(x, y):
+    """Of a line through the points on log-log axes."""
+    log_x, log_y = ([math.log(value) for value in values] for values in (x, y))
+    return round(statistics.linear_regression(log_x, log_y).slope, 2)
+
+
+def kept_memory(case):
+    """MB that a step keeps: tensors saved for backward, gradients and AdamW's two moments."""
+    model = build(case)
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(*batch_of(case))
+    for p in model.parameters():
+        saved.pop(p.data_ptr(), None)
+    activations = sum(storage.nbytes() for storage in saved.values())
+    return (activations + 12 * total(trained(model))) / 1e6
 
 
 def sizes(args):
-    rows = []
-    for name, (layers, width, vocabulary) in FAMILY.items():
-        block, head = (2048, 128) if "3" in name else (1024, 64)  # tokens; the width of an attention head
-        config = GPTConfig(block, vocabulary, layers, width // head, width)
-        for targets, rank in ((["c_attn"], 4), (TARGETS, 8)):
-            with torch.device("meta"):
-                model = lora.apply_lora(GPT(config), rank, targets=targets)
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            total = sum(p.numel() for p in model.parameters()) - trained
-            full, adapted = 2 * total + 6 * total, 2 * total + 6 * trained
-            rows.append([name, " ".join(targets), rank, f"{total / 1e6:,.0f} M", f"{trained / 1e6:,.2f} M",
-                         f"{total / trained:,.0f}×",
-                         f"{2 * total / 1e6:,.0f} MB", f"{2 * trained / 1e6:,.1f} MB",
-                         f"{8 * total / 1e9:,.1f} GB", f"{8 * trained / 1e9:,.3f} GB",
-                         f"{full / adapted:.1f}×"])
-    table("Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments; "
-          "the last column is the memory of weights, gradients and moments at 2 bytes each: "
-          "8·N for full fine-tuning, 2·N + 6·n for LoRA",
-          ["model", "targets", "rank", "N", "n trained", "N / n", "full file", "adapter file", "full's AdamW",
-           "LoRA's AdamW", "memory, full / LoRA"], rows)
+    """Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments;
+    the last column is the memory of weights, gradients and moments at 2 bytes each: 8·N for full
+    fine-tuning, 2·N + 6·n for LoRA"""
+    for name, (targets, rank) in product(FAMILY, [(["c_attn"], 4), (TARGETS, 8)]):
+        base = build(replace(FAMILY[name], method="full", device="meta"))
+        model = lora.apply_lora(base, rank, targets=targets)
+        n = total(trained(model))
+        N = total(model.parameters()) - n
+        yield {"model": name, "targets": " ".join(targets), "rank": rank,
+               "N, M": N / 1e6, "n trained, M": n / 1e6, "N / n": N / n,
+               "full file, MB": 2 * N / 1e6, "adapter file, MB": 2 * n / 1e6,
+               "full's AdamW, GB": 8 * N / 1e9, "LoRA's AdamW, GB": 8 * n / 1e9,
+               "memory, full / LoRA": 8 * N / (2 * N + 6 * n)}
 
 
 TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged,
-          "startup": startup, "loraga": loraga, "growth": growth, "sizes": sizes}
-FIRST_FIVE = list(TABLES)[:5]
+          "startup": startup, "loraga": loraga, "cosine": cosine, "growth": growth, "sizes": sizes}
+
+
+def show(title, rows):
+    """Prints rows, dicts of one kind, as a Markdown table."""
+    print("\n### " + " ".join(title.split()) + "\n")
+    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+        print("| " + " | ".join(map(in_words, cells)) + " |", flush=True)
+
+
+def in_words(cell):
+    """Floats with at least three digits, sequences with spaces between."""
+    if isinstance(cell, (list, tuple)):
+        return " ".join(map(in_words, cell))
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if cell >= 100 else f"{cell:.3g}"
+    return str(cell)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", help=f"some of {', '.join(TABLES)} (the first five)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small", "gpt2"])
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=None,
-                        help="float32, and bfloat16 where the hardware has it")
-    parser.add_argument("--ranks", nargs="+", type=int, default=[8, 64])
-    parser.add_argument("--rounds", type=int, help="measurements of everything that is timed (3 to 31)")
-    parser.add_argument("--compile", action="store_true", help="compile the models of `steps`")
-    parser.add_argument("--peak_tflops", type=float,
-                        help="the device's peak: prints the share of it that `steps` reaches")
+    add = parser.add_argument
+    add("tables", nargs="*", help=f"some of {', '.join(TABLES)} (the first five)")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--shapes", nargs="+", choices=SHAPES, default=["small", "gpt2"])
+    add("--dtypes", nargs="+", choices=["float32", "mixed", "bfloat16"], default=["float32"])
+    add("--ranks", nargs="+", type=int, default=[8, 64])
+    add("--rounds", type=int, help="how often everything is timed; 3 to 31 times if not given")
     args = parser.parse_args()
-    if unknown := set(args.tables) - TABLES.keys():
-        parser.error(f"{sorted(unknown)[0]} is none of {', '.join(TABLES)}")
-    torch._dynamo.config.cache_size_limit = 64  # every model of a table is compiled anew
-    start = time.perf_counter()
-    slowdown = bf16_slowdown() if args.device == "cpu" else 0
-    peft = ("peft " + importlib.metadata.version("peft") if HAS_PEFT
-            else "peft is not installed: its columns stay empty")
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {peft}")
-    if args.dtypes is None:
-        args.dtypes = ["float32", "bfloat16"] if slowdown < 3 else ["float32"]
-    if slowdown >= 3:
-        print(f"bfloat16 products take {slowdown:.0f} times as long as float32's on this CPU"
-              + ("" if "bfloat16" in args.dtypes else ": not measured (--dtypes bfloat16 insists)"))
-    for name in args.tables or FIRST_FIVE:
-        TABLES[name](args)
-        print(f"\n({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+    for name in args.tables:
+        if name not in TABLES:
+            parser.error(f"{name} is no table: allowed are {', '.join(TABLES)}")
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads")
+    for name in args.tables or list(TABLES)[:5]:
+        table = TABLES[name]
+        show(table.__doc__, list(table(args)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The sweeps behind the README's figures: many runs of train.py, a line each in runs.csv, and tables of them.
+"""The sweeps behind the README's figures: runs of train.py, a line each in runs.csv, and tables.
 
-    python -m experiments.sweep betas     AdamW's betas × method, one seed, each method at one learning rate
+    python -m experiments.sweep betas     AdamW's betas × method: one seed, a learning rate each
     python -m experiments.sweep lr        5 learning rates × method × 3 seeds, with the best betas
     python -m experiments.sweep table     the tables, from experiments/runs.csv
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import train
+from data.files import InputError
 
 METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 LRS = ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2")
@@ -28,7 +29,8 @@ SEEDS = ("0", "1", "2")
 RUNS = Path(__file__).with_name("runs.csv")
 COLUMNS = ("method", "lr", "betas", "seed", "steps", "exact_match", "steps_to_half", "docs_before",
            "docs_after", "trainable", "optimizer_bytes", "seconds")
-FIRST_LR = {"full": "1e-3", "lora": "1e-2", "loraplus": "1e-3", "loraga": "1e-3", "riemannian": "1e-2"}
+FIRST_LR = {"full": "1e-3", "lora": "1e-2", "loraplus": "1e-3", "loraga": "1e-3",
+            "riemannian": "1e-2"}
 SWEEPS = {  # method, learning rate, betas, seed, steps
     "betas": [(m, FIRST_LR[m], betas, "0", "600") for betas in BETAS for m in METHODS],
     "lr": [(m, lr, BETAS[-1], seed, "600") for seed in SEEDS for lr in LRS for m in METHODS],
@@ -40,21 +42,22 @@ def run(settings):
     torch.set_num_threads(1)
     method, lr, betas, seed, steps = settings
     directory = f"out/sweep/{os.getpid()}"
-    flags = f"--method {method} --lr {lr} --betas {betas} --seed {seed} --steps {steps} --eval_interval 100"
-    args = train.parse_args([*flags.split(), "--device", "cpu", "--out_dir", directory, "--overwrite"])
+    flags = (f"--method {method} --lr {lr} --betas {betas} --seed {seed} --steps {steps} "
+             f"--eval_interval 100 --device cpu --out_dir {directory} --overwrite")
+    args = train.parse_args(flags.split())
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             result = train.train(args)
-    except ValueError as error:
+    except InputError as error:
         if "finite" not in str(error):
             raise
         return (*settings, 0.0, "", "", "", "", "", "")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     half = next((step for step, metric in result["history"] if metric > 0.5), "")
-    return (*settings, round(result["metric_after"], 4), half, round(result["source_loss_before"], 4),
-            round(result["source_loss_after"], 4), result["trainable_params"], result["optimizer_bytes"],
-            round(result["seconds"]))
+    return (*settings, round(result["metric_after"], 4), half,
+            round(result["source_loss_before"], 4), round(result["source_loss_after"], 4),
+            result["trainable_params"], result["optimizer_bytes"], round(result["seconds"]))
 
 
 def read():
@@ -83,7 +86,7 @@ def sweep(name, jobs):
 
 
 def grid(rows, across, columns):
-    """A Markdown table, method by `across`, of the median exact match in percent and its range over seeds."""
+    """A Markdown table, method by `across`: the median exact match, %, and its range over seeds."""
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in METHODS:
         cells = []
@@ -98,8 +101,8 @@ def grid(rows, across, columns):
 
 def best(rows):
     """A Markdown table of each method at train.py's learning rate; all figures are medians."""
-    header = ("method", "lr", "exact match", "its range", "steps to 50 %", "docs loss, nats/token", "trained",
-              "optimizer")
+    header = ("method", "lr", "exact match", "its range", "steps to 50 %", "docs loss, nats/token",
+              "trained", "optimizer")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for method in METHODS:
         lr = f"{train.PRESETS[method]['lr']:.0e}".replace("e-0", "e-")
@@ -119,14 +122,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SWEEPS, "table"])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (one a core)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(),
+                        help="runs side by side (one a core)")
     args = parser.parse_args()
     if args.what != "table":
         sweep(args.what, args.jobs)
         return
-    betas, lrs = ([row for row in read() if settings_of(row) in SWEEPS[name]] for name in ("betas", "lr"))
+    betas, lrs = ([row for row in read() if settings_of(row) in SWEEPS[name]]
+                  for name in ("betas", "lr"))
     print("Exact match, %, by AdamW's betas\n", grid(betas, "betas", BETAS), sep="\n")
-    print("\nMedian exact match, % (range of the seeds), by learning rate\n", grid(lrs, "lr", LRS), sep="\n")
+    print("\nMedian exact match, % (range of the seeds), by learning rate\n")
+    print(grid(lrs, "lr", LRS))
     print("\nEach method at its default\n", best(lrs), sep="\n")
 
 
