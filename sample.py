@@ -2,6 +2,7 @@
 
     python sample.py --adapter out/math-loraga-r8 --prompt "What is 47 plus 86?"
     python sample.py --adapter A --adapter B --prompt "Once" --temperature 0.8 --samples 3
+    python sample.py --adapter out/math-loraga-r8      asks for prompts, line by line
 """
 import argparse
 
@@ -27,10 +28,26 @@ def pieces(encoding, tokens):
                 waiting = b""
 
 
-def answer(model, encoding, args, seed):
+def prompts(args):
+    """--prompt, or what is typed, line by line, until an empty line or the end."""
+    if args.prompt is not None:
+        yield args.prompt
+        return
+    while True:
+        try:
+            line = input("prompt (empty to end): ")
+        except EOFError:
+            print()
+            return
+        if not line:
+            return
+        yield line
+
+
+def answer(model, encoding, prompt, args, seed):
     """Prints a continuation of the prompt, piece by piece."""
-    prompt = torch.tensor([encoding.encode_ordinary(args.prompt)], device=args.device)
-    stream = model.stream(prompt, args.tokens, args.temperature, args.top_k, seed)
+    tokens = torch.tensor([encoding.encode_ordinary(prompt)], device=args.device)
+    stream = model.stream(tokens, args.tokens, args.temperature, args.top_k, seed)
     for piece in pieces(encoding, (token.item() for token in stream)):
         print(piece if args.whole else piece.partition("\n")[0], end="", flush=True)
         if "\n" in piece and not args.whole:
@@ -39,7 +56,7 @@ def answer(model, encoding, args, seed):
 
 
 def run(args):
-    if not args.prompt:
+    if args.prompt == "":
         raise InputError("--prompt is empty: give at least one character")
     runs = {directory: load_run(directory) for directory in args.adapter}
     starts = {settings["init_from"] for settings, _ in runs.values()} or {None}
@@ -49,14 +66,16 @@ def run(args):
     [init_from] = starts
     args.device = pick_device(args.device)
     encoding = tokenizer.load("gpt2" if init_from else "nanolora")
-    start = load_base(init_from)
-    width = max(len(name) for name in ("base", *runs)) + 2
-    for name in ("base", *runs):
-        model = start if name == "base" else model_of(runs[name][1], start)
-        model.to(args.device)
-        for seed in range(args.seed, args.seed + args.samples):
-            print(f"{name:{width}}{args.prompt}", end="", flush=True)
-            answer(model, encoding, args, seed)
+    models = {"base": load_base(init_from)}
+    for directory, (_, state) in runs.items():
+        models[directory] = model_of(state, load_base(init_from))
+    width = max(map(len, models)) + 2
+    for prompt in prompts(args):
+        for name, model in models.items():
+            model.to(args.device)
+            for seed in range(args.seed, args.seed + args.samples):
+                print(f"{name:{width}}{prompt}", end="", flush=True)
+                answer(model, encoding, prompt, args, seed)
 
 
 def main():
@@ -65,7 +84,7 @@ def main():
     parser.error = lambda message: parser.exit(2, f"sample.py: {message}\n")
     add = parser.add_argument
     add("--adapter", action="append", default=[], metavar="OUT_DIR", help="a run; may be repeated")
-    add("--prompt", required=True, help="the text to continue")
+    add("--prompt", help="the text to continue; without it, it is asked for")
     add("--temperature", type=number(float, 0), default=0.0, help="0 takes the likeliest token (0)")
     add("--top_k", type=number(int, 1), help="sample among the k likeliest tokens only")
     add("--samples", type=number(int, 1), default=1, help="continuations by each model (1)")

@@ -346,6 +346,18 @@ def test_runs_are_sampled_one_below_the_other_each_on_the_untouched_base(finishe
     assert torch.equal(merged["transformer.wte.weight"], whole.transformer.wte.weight)
 
 
+def test_without_a_prompt_the_terminal_is_asked_line_by_line(finished):
+    flags = ["--adapter", finished[0], "--tokens", "3"]
+    for typed in ("What is 47 plus 86?\nReturns the\n\nnot read\n", "What is 1?\nReturns the"):
+        process = run("sample.py", *flags, input=typed)
+        lines = process.stdout.replace("prompt (empty to end): ", "").splitlines()
+        said = [line for line in lines if line]
+        assert process.returncode == 0 and len(said) == 2 * 2, process.stderr
+        assert [line.split()[0] for line in said] == ["base", str(finished[0])] * 2
+        one = run("sample.py", *flags, "--prompt", "Returns the").stdout.splitlines()
+        assert said[2:] == one  # the second prompt is answered as it would be alone
+
+
 def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(tmp_path):
     for command in (["sample.py", "--prompt", ""],
                     ["sample.py", "--prompt", "x", "--adapter", tmp_path],

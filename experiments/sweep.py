@@ -99,10 +99,19 @@ def grid(rows, across, columns):
     return "\n".join(lines)
 
 
+def adapter_scale(method):
+    """s of W0 + s·BA at a method's defaults, which is half of what its learning rate means."""
+    args = train.parse_args(["--method", method])
+    if args.rank is None:
+        return "–"
+    alpha = args.alpha or args.rank
+    return f"{alpha / args.rank ** 0.5 if args.rslora else alpha / args.rank:.3g}"
+
+
 def best(rows):
     """A Markdown table of each method at train.py's learning rate; all figures are medians."""
-    header = ("method", "lr", "exact match", "its range", "steps to 50 %", "docs loss, nats/token",
-              "trained", "optimizer")
+    header = ("method", "lr", "s", "exact match", "its range", "steps to 50 %",
+              "docs loss, nats/token", "trained", "optimizer")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for method in METHODS:
         lr = f"{train.PRESETS[method]['lr']:.0e}".replace("e-0", "e-")
@@ -112,7 +121,7 @@ def best(rows):
                                for column in ("steps_to_half", "docs_before", "docs_after"))
         trained, size = (max(int(row[column] or 0) for row in mine)  # a run that diverged has none
                          for column in ("trainable", "optimizer_bytes"))
-        lines.append(f"| {method} | {lr} | **{statistics.median(match):.1f} %** "
+        lines.append(f"| {method} | {lr} | {adapter_scale(method)} | **{statistics.median(match):.1f} %** "
                      f"| {match[0]:.1f}–{match[-1]:.1f} | {half:.0f} | {before:.2f} → {after:.2f} "
                      f"| {trained:,} | {size / 1e6:.1f} MB |")
     return "\n".join(lines)
