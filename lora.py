@@ -236,11 +236,11 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
             raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is trained, started or merged")
         _check_fit(layer.linear, len(layer.lora_A), f"{name} with LoRA-GA", times=2)
     gradients = _summed_gradients(layers, model, batches, loss_fn)
-    finite = all(G.isfinite().all() for G in gradients.values())
-    if not finite or not any(G.any() for G in gradients.values()):
+    norms = {name: G.norm().item() for name, G in gradients.items()}
+    if not all(norm < float("inf") for norm in norms.values()) or not any(norms.values()):
         raise ValueError("LoRA-GA needs finite gradients, not all zero: see batches, loss_fn")
     for name, layer in layers.items():
-        if name in gradients and gradients[name].any():
+        if norms.get(name, 0) > 0:
             G = gradients[name].to(layer.lora_A.device)
             layer.start_from(*lora_ga_factors(G, len(layer.lora_A), gamma))
         else:
@@ -254,7 +254,7 @@ def _summed_gradients(layers, model, batches, loss_fn):
     gradients = {}
     def add(W):  # within backward, so that the device holds one layer's gradient at a time
         G = W.grad.to("cpu", torch.promote_types(W.dtype, torch.float32))
-        gradients[leaves[W]] = gradients.get(leaves[W], 0) + G
+        gradients[leaves[W]] = G.add_(gradients.get(leaves[W], 0))
         W.grad = None
 
     try:
@@ -381,7 +381,7 @@ def load_adapter(model, state):
             else:
                 in_full[key] = base.get_parameter(part)
                 fits = value.shape == in_full[key].shape
-        except (AttributeError, KeyError, IndexError, TypeError):
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError):
             fits = False
         if not fits:
             raise ValueError(f"the adapter does not fit the model at {key}")

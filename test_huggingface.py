@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import export
 import huggingface
 import lora
 import runs
@@ -379,3 +380,156 @@ def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_t
     assert "".join(pieces) == text and len(pieces) > 8
     byte = encoding.encode_single_token(b"\xff")  # of no character
     assert "".join(sample.pieces(encoding, [byte] * 2)) == "\ufffd" * 2
+
+
+# What a careless change would break
+
+def sampled(monkeypatch, capsys, *flags):
+    monkeypatch.setattr("sys.argv", ["sample.py", "--device", "cpu", *map(str, flags)])
+    sample.main()
+    return capsys.readouterr().out
+
+
+def test_sample_takes_temperature_top_k_samples_seed_and_whole(monkeypatch, capsys):
+    model, encoding, prompt = base.load(), tokenizer.load(), "This function returns"
+    idx = torch.tensor([encoding.encode(prompt)])
+    flags = ["--prompt", prompt, "--tokens", 30, "--temperature", 1.5, "--top_k", 40, "--seed", 3]
+    expected = [encoding.decode(model.generate(idx, 30, 1.5, 40, seed)[0].tolist())
+                for seed in (3, 4)]
+    assert expected[0] != expected[1] and any("\n" in text for text in expected)
+    one_line = sampled(monkeypatch, capsys, *flags, "--samples", 2)
+    assert one_line == "".join(f"base  {text.partition(chr(10))[0]}\n" for text in expected)
+    whole = sampled(monkeypatch, capsys, *flags, "--samples", 2, "--whole")
+    assert whole == "".join(f"base  {text}\n" for text in expected)
+
+
+def test_runs_of_gpt2_are_sampled_and_exported_on_it_and_not_beside_runs_of_another_base(
+        transformers, tmp_path, monkeypatch, capsys):
+    gpt2(transformers, vocab_size=2048).save_pretrained(tmp_path / "base")
+    names, starts, load = [], {"ours": str(tmp_path / "base"), "shipped": None}, tokenizer.load
+
+    def load_ours(name="nanolora"):
+        names.append(name)
+        return load()
+
+    monkeypatch.setattr(tokenizer, "load", load_ours)
+    for name, start in starts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(
+            json.dumps({"settings": {"method": "lora", "init_from": start}}))
+        model = lora.apply_lora(runs.load_base(start), 2)
+        torch.save(lora.adapter_state_dict(model), tmp_path / name / "adapter.pt")
+    lines = sampled(monkeypatch, capsys, "--prompt", "x", "--tokens", 3,
+                    "--adapter", tmp_path / "ours")
+    assert names == ["gpt2"] and len(lines.splitlines()) == 2
+    with pytest.raises(SystemExit):
+        sampled(monkeypatch, capsys, "--prompt", "x", "--adapter", tmp_path / "ours",
+                "--adapter", tmp_path / "shipped")
+    assert "different base models" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["export.py", "merged", str(tmp_path / "ours")])
+    export.main()
+    merged = load_gpt2(tmp_path / "ours" / "merged")
+    torch.testing.assert_close(merged(IDX)[0], load_gpt2(tmp_path / "base")(IDX)[0])
+
+
+def test_gpt_generates_past_its_block_size_from_the_last_tokens():
+    model, seen = GPT(GPTConfig(8, 60, 1, 2, 16)), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    told = model.generate(IDX[:, :5], 10)
+    for T, looked_at in enumerate(seen, start=5):
+        assert torch.equal(looked_at, told[:, max(0, T - 8):T])
+
+
+@pytest.mark.parametrize("top_k, temperature", [(3, 1.0), (None, 0.1), (None, 3.0)])
+def test_gpt_samples_as_softmax_of_logits_over_temperature(top_k, temperature):
+    model = GPT(GPTConfig(8, 6, 1, 2, 16)).eval()
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.transformer.wte.weight, std=0.3)
+    idx = torch.zeros(20000, 1, dtype=torch.long)
+    logits = model(idx[:1])[0][0, -1]
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    found = model.generate(idx, 1, temperature, top_k)[:, 1].bincount(minlength=6) / 20000
+    torch.testing.assert_close(found, torch.softmax(logits / temperature, -1), rtol=0, atol=0.015)
+
+
+def test_what_is_downloaded_is_not_downloaded_again(tmp_path, monkeypatch):
+    urls = []
+
+    def download(url, path):
+        urls.append(url)
+        Path(path).write_text("")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        huggingface._fetch("https://example.org/a/model.bin?x=1")
+    assert urls == ["https://example.org/a/config.json", "https://example.org/a/model.bin"]
+
+
+def test_a_file_url_is_read_again(transformers, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for seed in range(2):
+        model = gpt2(transformers)
+        torch.nn.init.normal_(model.transformer.wte.weight, mean=seed)
+        model.save_pretrained(tmp_path)
+        again = load_gpt2((tmp_path / "model.safetensors").as_uri())
+        assert torch.equal(again.transformer.wte.weight, model.transformer.wte.weight)
+
+
+@pytest.mark.parametrize("changes", [{"scale_attn_weights": False}, {"tie_word_embeddings": False},
+                                     {"scale_attn_by_inverse_layer_idx": True}])
+def test_other_attentions_are_no_gpt2(transformers, tmp_path, changes):
+    gpt2(transformers, **changes).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not describe a GPT-2|is not the GPT-2"):
+        load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    {"peft_type": "IA3"}, {"lora_bias": True}, {"target_parameters": ["x"]},
+    *({"init_lora_weights": start} for start in ("pissa_niter_4", "olora", "corda", "loftq",
+                                                 "lora_ga"))])
+def test_each_other_kind_of_adapter_is_refused(tmp_path, change):
+    export_peft(lora.apply_lora(GPT(GPTConfig(32, 60, 1, 2, 16)), 2), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match="holds no plain LoRA adapter"):
+        load_peft(GPT(GPTConfig(32, 60, 1, 2, 16)), tmp_path)
+
+
+def test_an_unknown_tensor_is_refused_and_lora_alpha_is_8_where_it_is_not_written(tmp_path):
+    export_peft(lora.apply_lora(GPT(GPTConfig(32, 60, 1, 2, 16)), 2, also_train="ln_f"), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    without = {key: value for key, value in config.items()
+               if key not in ("lora_alpha", "alpha_pattern")}
+    path.write_text(json.dumps(without))
+    model = load_peft(GPT(GPTConfig(32, 60, 1, 2, 16)), tmp_path)
+    assert {layer.scale for layer in lora.lora_layers(model).values()} == {4}
+    path.write_text(json.dumps({**config, "modules_to_save": ["f"]}))  # no whole name
+    with pytest.raises(ValueError, match="ln_f.* which is not of plain LoRA"):
+        load_peft(GPT(GPTConfig(32, 60, 1, 2, 16)), tmp_path)
+
+
+def test_gpt2_gets_its_dropout_and_a_classifiers_adapter_no_task(transformers, tmp_path):
+    gpt2(transformers).save_pretrained(tmp_path)
+    assert load_gpt2(tmp_path, dropout=0.3).config.dropout == 0.3
+    classifier = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    export_peft(lora.apply_lora(classifier, 2, targets="0"), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] is None
+
+
+def test_merged_config_has_the_models_shape(tmp_path):
+    model = GPT(GPTConfig(32, 60, 1, 2, 16))
+    merge_and_save(model, tmp_path)
+    assert load_gpt2(tmp_path).config == model.config
+
+
+def test_an_alpha_pattern_is_an_expression(peft, transformers, tmp_path):
+    options = dict(target_modules=["c_attn", "c_fc"], fan_in_fan_out=True,
+                   alpha_pattern={r"h\.1\..*c_\w+": 7})
+    theirs = peft.get_peft_model(gpt2(transformers), peft.LoraConfig(r=4, lora_alpha=9, **options))
+    theirs.save_pretrained(tmp_path)
+    model = load_peft(GPT(GPTConfig(32, 60, 2, 2, 16)), tmp_path)
+    for name, layer in lora.lora_layers(model).items():
+        assert layer.scale * 4 == (7 if name.startswith("transformer.h.1.") else 9)

@@ -906,6 +906,238 @@ def test_preconditioner_refuses_optimizers_with_a_closure():
         assert torch.equal(layer.lora_A.grad, before)
 
 
+# What a careless change would break
+
+def test_lora_scale_without_alpha_and_at_alpha_0():
+    linear = nn.Linear(8, 8)
+    assert LoRALinear(linear, 4, rslora=True).scale == 2  # alpha = rank: √rank
+    assert LoRALinear(linear, 4, alpha=0).scale == 0
+
+
+def test_lora_factors_are_on_the_weights_device():
+    layer = LoRALinear(nn.Linear(6, 5, device="meta"), 2)
+    assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"meta"}
+
+
+def test_lora_merged_layer_keeps_its_bias_and_trains_nothing_of_the_base():
+    _, layer = layer_of()  # with a bias that is not zero
+    x = torch.randn(7, 10, dtype=torch.float64)
+    before = layer(x)
+    layer.merge()
+    torch.testing.assert_close(layer(x), before, **EXACT)
+    assert not layer.weight.requires_grad
+
+
+def test_lora_delta_is_not_rounded_by_autocast():
+    _, layer = layer_of()
+    expected = layer.float().delta()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.delta(), expected)
+
+
+def test_lora_bf16_weight_is_rounded_once_and_stays_bf16():
+    layer = LoRALinear(nn.Linear(50, 60).bfloat16(), 4)
+    W0, (A, B) = layer.linear.weight.float(), (torch.randn(4, 50), torch.randn(60, 4))
+    layer.lora_A.data, layer.lora_B.data = A, B
+    assert torch.equal(layer.weight, (W0 + B @ A).bfloat16())
+    layer.start_from(A, B)
+    assert torch.equal(layer.linear.weight, (W0 - B @ A).bfloat16())
+
+
+def test_lora_ga_of_a_tied_layer_leaves_its_twin_alone():
+    model, (idx, _) = apply_lora(gpt(), rank=3, targets=["lm_head"], rslora=True), tokens()
+    lora_ga_init(model, [tokens()], gpt_loss)
+    assert torch.equal(model.transformer.wte.weight, gpt().transformer.wte.weight)
+    torch.testing.assert_close(model(idx)[0], gpt()(idx)[0], **EXACT)
+
+
+def test_lora_refuses_a_flattened_weight():
+    flat = nn.Linear(8, 8)
+    flat.weight = nn.Parameter(torch.zeros(64))  # as sharding leaves it
+    with pytest.raises(ValueError, match="0 has a packed or quantised weight"):
+        apply_lora(nn.Sequential(flat), 2, targets=["0"])
+
+
+@pytest.mark.parametrize("options, sentence", [
+    ({"targets": ["c_attn", "query"]}, "target 'query' matches no linear layer"),
+    ({"also_train": ["ln_f", "head"]}, "also_train 'head' matches no module"),
+    ({"also_train": ""}, "also_train '' matches no module"),
+])
+def test_lora_refuses_each_wrong_name(options, sentence):
+    model = gpt()
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        apply_lora(model, **options)
+    assert not lora_layers(model) and all(p.requires_grad for p in model.parameters())
+
+
+def test_lora_merge_and_unload_leaves_the_weights_frozen():
+    model = lora.merge_and_unload(apply_lora(gpt(), rank=4))
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_lora_ga_refuses_a_merged_adapter():
+    model = apply_lora(gpt(), rank=3)
+    lora.merge_lora(model)
+    with pytest.raises(ValueError, match="fresh adapter"):
+        lora_ga_init(model, [tokens()], gpt_loss)
+
+
+def two_layers():
+    torch.manual_seed(0)
+    linears = {name: nn.Linear(9, 12, bias=False).double() for name in "ab"}
+    return apply_lora(nn.ModuleDict(linears), 2, targets=["a", "b"], rslora=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_lora_ga_refuses_a_gradient_that_is_not_finite_in_one_layer_alone(bad):
+    model = two_layers()
+    before = copy.deepcopy(model.state_dict())
+    loss = lambda m, x: sum((m[name].linear.weight * x[name]).sum() for name in "ab")
+    batch = {"a": torch.ones(12, 9), "b": torch.ones(12, 9)}
+    batch["b"][3, 4] = bad
+    with pytest.raises(ValueError, match="needs finite gradients"):
+        lora_ga_init(model, [batch], loss)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_lora_ga_leaves_a_layer_whose_gradient_is_zero_alone_and_warns():
+    model = two_layers()
+    before = copy.deepcopy(model["b"].state_dict())
+    with pytest.warns(UserWarning, match="b has no gradient"):
+        lora_ga_init(model, [torch.randn(12, 9)],
+                     lambda m, G: (m["a"].linear.weight * G).sum() + 0 * m["b"].linear.weight.sum())
+    assert model["a"].lora_B.any()
+    assert all(torch.equal(value, before[name]) for name, value in model["b"].state_dict().items())
+
+
+def test_lora_ga_leaves_the_model_alone_if_the_loss_raises():
+    model = apply_lora(gpt(), rank=3)
+    weights = [layer.linear.weight for layer in lora_layers(model).values()]
+
+    def fail(model, batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lora_ga_init(model, [tokens()], fail)
+    assert all(layer.linear.weight is W for layer, W in zip(lora_layers(model).values(), weights))
+
+
+@pytest.mark.parametrize("shape, k", [((512, 520), 2)])
+def test_singular_vectors_are_exact_up_to_512(shape, k):
+    G = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    U, V = lora.top_singular_vectors(G, k)
+    everything = torch.linalg.svd(G)
+    S = everything.S[:k]
+    best = (everything.U[:, :k] * S) @ everything.Vh[:k]
+    torch.testing.assert_close((U * S) @ V.T, best, **EXACT)
+
+
+def test_preconditioned_gradients_hold_no_graph():
+    model, layer, _ = with_gradients()
+    precondition_gradients(model)
+    assert not layer.lora_A.grad.requires_grad and not layer.lora_B.grad.requires_grad
+
+
+def test_attached_preconditioner_takes_the_damping_that_it_is_given():
+    model, layer, _ = with_gradients()
+    B, I = layer.lora_B.detach(), torch.eye(3, dtype=torch.float64)
+    expected = torch.linalg.inv(B.T @ B + 10 * I) @ layer.lora_A.grad
+    optimizer = torch.optim.SGD(lora_plus_groups(model, lr=0.1))
+    lora.attach_preconditioner(optimizer, model, damping=10)
+    optimizer.step()
+    torch.testing.assert_close(layer.lora_A.grad, expected, **EXACT)
+
+
+def test_preconditioner_takes_no_closure_by_name_and_takes_none_for_none():
+    model, layer, _ = with_gradients()
+    optimizer = torch.optim.SGD(lora_plus_groups(model, 0.1))
+    lora.attach_preconditioner(optimizer, model)
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(closure=lambda: 0.0)
+    optimizer.step(closure=None)
+    optimizer.step(None)
+
+
+def test_adapter_state_is_a_copy_without_a_graph():
+    model = apply_lora(gpt(), rank=4, also_train="ln_f")
+    state = lora.adapter_state_dict(model)
+    before = copy.deepcopy(state)
+    for p in model.parameters():
+        p.data += 1
+    assert all(torch.equal(value, before[key]) for key, value in state.items())
+    assert not any(value.requires_grad for value in state.values())
+
+
+def test_load_adapter_takes_away_a_layer_that_the_file_does_not_hold():
+    state = lora.adapter_state_dict(randomise(apply_lora(gpt(), rank=4, targets=["c_fc"])))
+    model = lora.load_adapter(randomise(apply_lora(gpt(), rank=2), seed=5), state)
+    fresh = lora.load_adapter(gpt(), state)
+    torch.testing.assert_close(model(tokens()[0])[0], fresh(tokens()[0])[0], **EXACT)
+    assert {name.rpartition(".")[2] for name in lora_layers(model)} == {"c_fc"}
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+
+def test_lora_adapter_holds_a_parameter_called_scale_that_also_trains():
+    model = apply_lora(nn.Sequential(Scaled()), 2, targets="linear", also_train="0")
+    model[0].scale.data += 1
+    fresh = nn.Sequential(Scaled())
+    fresh.load_state_dict(nn.Sequential(Scaled()).state_dict())
+    lora.load_adapter(fresh, lora.adapter_state_dict(model))
+    assert torch.equal(fresh[0].scale, model[0].scale) and fresh[0].scale.requires_grad
+
+
+@pytest.mark.parametrize("part, value", [("lora_A", torch.zeros(4)), ("lora_A", torch.tensor(4.0)),
+                                         ("lora_A", 4), ("lora_B", torch.tensor(4.0)),
+                                         ("scale", torch.ones(2))])
+def test_load_adapter_refuses_tensors_of_another_kind(part, value):
+    first, state = "transformer.h.0.attn.c_attn", lora.adapter_state_dict(apply_lora(gpt(), rank=4))
+    with pytest.raises(ValueError, match="does not fit the model at"):
+        lora.load_adapter(gpt(), {**state, f"{first}.{part}": value})
+
+
+def test_lora_ga_sketch_keeps_96_percent_of_the_best_cosine_on_white_noise():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        G = torch.randn(600, 520, dtype=torch.float64)
+        A, B = lora.lora_ga_factors(G, 4)
+        S = torch.linalg.svdvals(G)
+        best = (S[:8].square().sum() / S.square().sum()).sqrt()
+        assert cosine(G @ A.T @ A + B @ B.T @ G, G) > 0.95 * best
+
+
+def test_preconditioner_of_rank_deficient_factors_is_finite_whatever_the_draw():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        B = 30 * torch.randn(200, 1) @ torch.randn(1, 8)
+        A = 30 * torch.randn(8, 1) @ torch.randn(1, 100)
+        for new in lora.precondition([torch.randn(8, 100)], [torch.randn(200, 8)], [A], [B]):
+            assert new[0].isfinite().all()
+
+
+def test_preconditioner_damps_each_layer_by_its_own_rounding():
+    """A large layer beside a small one leaves the small one's damping alone."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(s, generator=generator) for s in ((3, 10), (12, 3)))
+    alone = lora.precondition([A], [B], [A], [B])
+    beside = lora.precondition([A, A], [B, B], [A, 1e4 * A], [B, 1e4 * B])
+    for one, both in zip(alone, beside):
+        torch.testing.assert_close(one[0], both[0], rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_holds_a_head_whose_name_has_lora_in_it():
+    model = nn.ModuleDict({"fc": nn.Linear(6, 6), "lora_head": nn.Linear(6, 2)})
+    apply_lora(model, 2, targets="fc", also_train="lora_head")
+    assert "lora_head.weight" in lora.adapter_state_dict(model)
+
+
 # The model
 
 def test_gpt_has_hugging_faces_gpt2_parameter_names_and_tied_embeddings():

@@ -542,6 +542,139 @@ def test_bad_input_is_one_sentence_exit_code_2_and_no_change_on_disk(
     assert stamps() == before  # nor was a payload executed
 
 
+# What a careless change would break
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine_to_nearly_0():
+    args = train.parse_args(["--steps", "14", "--warmup", "4"])
+    factors = [train.lr_factor(step, args) for step in range(14)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1, 1] and math.isclose(factors[9], 0.5)
+    assert math.isclose(factors[13], 0.5 * (1 + math.cos(0.9 * math.pi)))
+
+
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed():
+    found, args = [], train.parse_args(["--method", "full"])
+    for args.seed, step in ((0, 0), (0, 0), (0, 1), (1, 0), (1, 1)):
+        model = gpt(dropout=0.5)
+        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 0.0}])
+        found.append(train.train_step(args, model, optimizer, tokens(), step))
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
+@pytest.mark.parametrize("clip", [0, 0.01])
+def test_gradients_are_clipped_to_grad_clip_and_at_0_not_at_all(clip):
+    args = train.parse_args(["--method", "full", "--warmup", "0", "--grad_clip", str(clip)])
+    model, plain = gpt(), gpt()
+    plain(*tokens())[1].backward()
+    norm = torch.stack([p.grad.norm() for p in plain.parameters()]).norm().item()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 1.0}])
+    train.train_step(args, model, optimizer, tokens(), 0)
+    step = torch.stack([(p - q).norm() for p, q in zip(model.parameters(), before)]).norm().item()
+    assert norm > 0.1 and math.isclose(step, clip or norm, rel_tol=1e-3)
+
+
+def test_flags_win_over_the_methods_preset_and_reach_the_model_and_the_optimizer(monkeypatch):
+    flags = "--method loraga --rank 4 --alpha 3 --no-rslora --dropout 0.2 --targets c_fc " \
+            "--precondition --damping 0.5 --gamma 9 --lr 0.25 --lr_ratio 4 --betas 0.1 0.2 " \
+            "--weight_decay 0.3"
+    args = train.parse_args(flags.split())
+    model = train.build_model(args, "cpu")
+    layers = lora.lora_layers(model)
+    assert all(name.endswith("c_fc") and layer.scale == 3 / 4 and layer.dropout.p == 0.2
+               for name, layer in layers.items())
+    seen = []
+    monkeypatch.setattr(lora, "attach_preconditioner", lambda *args: seen.append(args[2]))
+    monkeypatch.setattr(lora, "lora_ga_init", lambda *args: seen.append(args[3]))
+    task = tasks.load("math", tokenizer.load(), 32)
+    monkeypatch.setattr(type(task), "measure", lambda *args: {})
+    monkeypatch.setattr(type(task), "evaluate", lambda *args: 0.0)
+    optimizer, _ = train.begin(args, model, task, task, lambda step: task.batch(0, step, 32))
+    assert seen == [9, 0.5]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 1]
+    for group in optimizer.param_groups:
+        assert group["betas"] == (0.1, 0.2) and group["weight_decay"] == 0.3
+    assert train.build_model(train.parse_args(["--alpha", "4", "--rslora", "--rank", "4"]),
+                             "cpu").transformer.h[0].mlp.c_fc.scale == 2
+
+
+def test_what_is_not_set_follows_from_the_rest():
+    of = lambda flags: train.parse_args(flags.split())
+    assert of("").batch_size == 32 and of("--data docs").batch_size == 16
+    assert of("--method loraga --rank 4 --data a/notes.txt").out_dir == "out/notes-loraga-r4"
+    assert of("--method full").out_dir == "out/math-full"
+    for flag in ("--lr_ratio 4", "--base_dtype bfloat16", "--targets c_fc", "--rslora",
+                 "--alpha 2"):
+        with pytest.raises(SystemExit):
+            of(f"--method full {flag}")
+
+
+def test_dtype_bfloat16_computes_in_bfloat16_and_model_dropout_reaches_pretraining():
+    args, seen = train.parse_args(["--method", "full", "--dtype", "bfloat16"]), []
+    model = gpt(torch.float32)
+    model.lm_head.register_forward_hook(lambda module, inputs, y: seen.append(y.dtype))
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 0.0}])
+    train.train_step(args, model, optimizer, tokens(), 0)
+    assert seen == [torch.bfloat16]
+    args = train.parse_args(["--method", "pretrain", "--model_dropout", "0.3"])
+    assert train.build_model(args, "cpu").config.dropout == 0.3
+
+
+def test_result_json_counts_the_parameters_and_keeps_each_evaluation_a_0_too(tiny, tmp_path):
+    result = tiny("--steps", "5", "--eval_interval", "2", "--out_dir", "o")
+    assert [step for step, _ in result["history"]] == [2, 4, 5]  # of exact matches, all 0
+    state = load_file(tmp_path / "o" / "adapter.pt")
+    assert result["trainable_params"] == sum(v.numel() for k, v in state.items() if "lora_" in k)
+    model = gpt(block_size=32, vocab_size=2048, n_embd=32)
+    frozen = result["total_params"] - result["trainable_params"]
+    assert frozen == sum(p.numel() for p in model.parameters())
+
+
+def test_two_fresh_runs_of_one_seed_are_the_same_and_another_seed_is_another(tiny, tmp_path):
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        torch.manual_seed(len(name) + int(torch.randint(99, ())))
+        tiny("--steps", "2", "--dropout", "0.3", "--seed", seed, "--out_dir", name)
+    a, b, c = (load_file(tmp_path / name / "ckpt.pt")["model"] for name in "abc")
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert not all(torch.equal(v, c[k]) for k, v in a.items())
+
+
+def test_batches_are_of_a_seed_and_a_step_in_math_and_in_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
+    (tmp_path / "notes.txt").write_text("".join(f"Line {i}: some words.\n" for i in range(400)))
+    for data in ("math", str(tmp_path / "notes.txt")):
+        task = tasks.load(data, tokenizer.load(), 16, lambda message: None)
+        found = [task.batch(seed, step, 8)[0] for seed in (0, 1) for step in (0, 1)]
+        assert torch.equal(found[0], task.batch(0, 0, 8)[0])
+        assert not any(torch.equal(x, y) for i, x in enumerate(found) for y in found[:i])
+
+
+def test_text_trains_on_its_last_token_and_judges_by_the_mean_of_all_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
+    (tmp_path / "notes.txt").write_text("".join(f"Line {i}: some words.\n" for i in range(2000)))
+    task = tasks.load(str(tmp_path / "notes.txt"), tokenizer.load(), 16, lambda message: None)
+    task.val = task.train[:16 * 301 + 1]  # 301 windows, in two groups, of 151 and 150
+    model = gpt(block_size=16, vocab_size=2048)
+    rows = task._windows(task.val, range(0, 16 * 301, 16))
+    assert math.isclose(task.evaluate(model, 301), model(*rows)[1].item(), rel_tol=1e-9)
+    task.train = task.train[:17]
+    assert task.batch(0, 0, 1)[1][0, -1] == task.train[16]
+    monkeypatch.setattr(corpora, "load", lambda *args: (task.val[:16], task.val))
+    with pytest.raises(InputError, match="too short"):
+        tasks.load("docs", task.encoding, 16)
+
+
+def test_every_left_over_temporary_file_goes(tmp_path):
+    for name in ("ckpt.pt", "adapter.pt", "result.json"):
+        (tmp_path / f".{name}.1{files.TEMPORARY}").write_text("of a run that was killed")
+    with runs.lock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_number_that_is_none_is_refused():
+    with pytest.raises(SystemExit):
+        train.parse_args(["--lr", "nan"])
+
+
 # Faults, and several processes
 
 def launch(*flags):

@@ -144,16 +144,15 @@ def build_optimizer(args, model):
     groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio or 1.0)
     for group in groups:
         group["peak_lr"] = group["lr"]
-    on_gpu = next(model.parameters()).is_cuda
     optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay,
-                                  fused=on_gpu)
+                                  fused=next(model.parameters()).is_cuda)
     if args.precondition:
         lora.attach_preconditioner(optimizer, model, args.damping or 1e-6)
     return optimizer
 
 
 def load_tasks(args, model):
-    """What to learn, and the docs that may be forgotten meanwhile."""
+    """What to learn, and the docs that may be forgotten."""
     encoding = tokenizer.load("gpt2" if args.init_from else "nanolora")
     config = model.config
     if args.block_size > config.block_size or encoding.n_vocab > config.vocab_size:
@@ -246,8 +245,7 @@ def train(args):
             optimizer, progress = begin(args, model, task, source, batch_at)
             runs.clear(args.out_dir)
         runs.save_checkpoint(args, model, optimizer, progress)  # is the directory writable?
-        start -= progress["seconds"]
-        run_steps(args, model, optimizer, task, batch_at, progress, start)
+        run_steps(args, model, optimizer, task, batch_at, progress, start - progress["seconds"])
         result = summary(args, model, optimizer, task, source, progress)
         runs.save_results(args, model, result)
     report(args, model, task, result)
@@ -268,7 +266,10 @@ def run_steps(args, model, optimizer, task, batch_at, progress, start):
             due = (step + 1) % args.eval_interval == 0 or step + 1 == args.steps
             stopping = runs.any_process(stop.is_set())
             row = {"step": step + 1, "loss": loss, "lr": args.lr * lr_factor(step, args), "ms": ms,
-                   "metric": task.evaluate(model) if due else ""}
+                   "metric": ""}
+            if due:
+                progress["measures"] = task.measure(model)
+                row["metric"] = progress["measures"][task.metric]
             progress["log"].append(row)
             progress["step"] = step + 1
             progress["seconds"] = time.perf_counter() - start
@@ -292,8 +293,7 @@ def show(args, task, row):
 
 def summary(args, model, optimizer, task, source, progress):
     """What a finished run learned, forgot, trained and cost -> the dict for result.json."""
-    parameters = list(model.parameters())
-    states = optimizer.state.values()
+    parameters, states = list(model.parameters()), optimizer.state.values()
     log = progress["log"]
     return {
         "method": args.method, "task": Path(args.data).stem, "rank": args.rank,
@@ -301,7 +301,7 @@ def summary(args, model, optimizer, task, source, progress):
         "metric_name": task.metric,
         "metric_before": progress["measures_before"][task.metric],
         "metric_after": log[-1]["metric"],
-        "measures_before": progress["measures_before"], "measures_after": task.measure(model),
+        "measures_before": progress["measures_before"], "measures_after": progress["measures"],
         "source_loss_before": progress["source_loss_before"],
         "source_loss_after": source.evaluate(model, SOURCE_WINDOWS),
         "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
