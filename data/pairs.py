@@ -37,6 +37,22 @@ class Rows:
         return np.diff(self.starts) - 2
 
 
+def in_memory(texts, encoding):
+    """The Rows of (prompt, completion), two texts each."""
+    return rows_of(np.concatenate([np.array(marked(*pair, encoding)) for pair in texts]))
+
+
+def marked(prompt, completion, encoding):
+    """A pair's tokens as they are kept, the end of the completion's line included."""
+    return [ROW, *encoding.encode_ordinary(prompt),
+            COMPLETION, *encoding.encode_ordinary(completion + "\n")]
+
+
+def rows_of(tokens):
+    starts, middles = where(tokens, ROW), where(tokens, COMPLETION)
+    return Rows(tokens, np.append(starts, len(tokens)), middles)
+
+
 def load(path, encoding, block_size, flag, progress=print):
     """The Rows of a .jsonl file; InputError, with the line's number, for a line that is no pair.
 
@@ -45,10 +61,8 @@ def load(path, encoding, block_size, flag, progress=print):
     def pieces():
         return read(path, encoding, flag)
 
-    tokens = corpora.cut_file(path, "pairs", encoding, pieces, flag, progress)
-    starts, middles = where(tokens, ROW), where(tokens, COMPLETION)
-    rows = Rows(tokens, np.append(starts, len(tokens)), middles)
-    prompts = middles - starts - 1
+    rows = rows_of(corpora.cut_file(path, "pairs", encoding, pieces, flag, progress))
+    prompts = rows.middles - rows.starts[:-1] - 1
     if prompts.max() > block_size:
         line = int(np.argmax(prompts > block_size)) + 1
         raise InputError(f"{flag} {path}, line {line}: the prompt has {prompts[line - 1]} tokens, "
@@ -73,9 +87,7 @@ def read(path, encoding, flag):
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 prompt, completion = parse(line, f"{flag} {path}, line {number}")
-                tokens = [ROW, *encoding.encode_ordinary(prompt),
-                          COMPLETION, *encoding.encode_ordinary(completion + "\n")]
-                yield tokens, len(line.encode())
+                yield marked(prompt, completion, encoding), len(line.encode())
     except UnicodeDecodeError as error:
         raise InputError(f"{flag} {path}, after line {number}: not UTF-8 ({error.reason})") \
             from None

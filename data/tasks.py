@@ -31,7 +31,7 @@ def sum_of_lengths(pair):
 class Pairs:
     """Prompts with completions: the loss on the completion, with the end of its line, alone.
 
-    train, val  sequences of (prompt, completion), two lists of tokens
+    train, val  pairs.Rows
     metric      "loss", in nats per token, or "exact match", the share of right greedy answers
     """
 
@@ -39,8 +39,7 @@ class Pairs:
         self.encoding = encoding
         self.block_size = block_size
         self.train = train
-        lengths = train.lengths() if isinstance(train, pairs.Rows) else map(sum_of_lengths, train)
-        self.lengths = np.minimum(np.fromiter(lengths, dtype=int), block_size)
+        self.lengths = np.minimum(train.lengths(), block_size)
         uneven = self.lengths.max() > 1.5 * self.lengths.mean()
         self.together = 16 if uneven else 1  # batches drawn together and sorted by length
         self.val = [val[i] for i in np.linspace(0, len(val) - 1, min(JUDGED, len(val))).astype(int)]
@@ -52,12 +51,12 @@ class Pairs:
         whole = [(prompt + completion)[:self.block_size + 1] for prompt, completion in chosen]
         T = max(len(tokens) for tokens in whole) - 1
         before = min(starts) - 1  # positions whose next token no row is to learn
-        idx = torch.zeros(len(chosen), T, dtype=torch.long)
-        targets = torch.full((len(chosen), T), -1)
+        idx = np.zeros((len(chosen), T), dtype=np.int64)
+        targets = np.full((len(chosen), T), -1)
         for row, (start, tokens) in enumerate(zip(starts, whole)):
-            idx[row, :len(tokens) - 1] = torch.tensor(tokens[:-1])
-            targets[row, start - 1:len(tokens) - 1] = torch.tensor(tokens[start:])
-        return idx, targets[:, before:]
+            idx[row, :len(tokens) - 1] = tokens[:-1]
+            targets[row, start - 1:len(tokens) - 1] = tokens[start:]
+        return torch.from_numpy(idx), torch.from_numpy(targets[:, before:])
 
     def batch(self, seed, step, size):
         """Rows drawn at random; where their lengths differ much, rows of about one length."""
@@ -117,12 +116,12 @@ def decode(encoding, tokens):
 
 
 def sums(encoding):
-    """All two-digit sums, as "What is 47 plus 86?" and " 133" -> (train, val), 500 in val."""
+    """All two-digit sums, as "What is 47 plus 86?" and " 133" -> Rows (train, val), 500 in val."""
     numbers = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     random.Random(0).shuffle(numbers)  # fixed: the same are held out whatever the run's seed
-    rows = [(encoding.encode_ordinary(f"What is {a} plus {b}?"),
-             encoding.encode_ordinary(f" {a + b}\n")) for a, b in numbers]
-    return rows[500:], rows[:500]
+    texts = [(f"What is {a} plus {b}?", f" {a + b}") for a, b in numbers]
+    rows = pairs.in_memory(texts, encoding)
+    return rows.part(500, len(rows)), rows.part(0, 500)
 
 
 class Text:
