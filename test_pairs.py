@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import train
-from data import corpora, pairs, tasks, tokenizer
+from data import base, corpora, pairs, tasks, tokenizer
 from data.files import InputError
 from test_lora import EXACT, ROOT, gpt
 
@@ -87,7 +87,7 @@ def test_batches_are_a_function_of_seed_and_step_and_of_like_lengths_where_lengt
     everything = [len(row["prompt"]) + len(row["completion"]) for row in rows]
     assert np.mean(spread) < 0.25 * (max(everything) - min(everything))
     math_task = tasks.load("math", tokenizer.load(), 64)
-    assert task.together > 1 and math_task.together == 1  # there, nothing would be saved
+    assert task.candidates > 1 and math_task.candidates == 1  # there, nothing would be saved
 
 
 def test_rows_longer_than_the_context_lose_their_completions_end_and_are_counted(tmp_path):
@@ -186,8 +186,16 @@ def test_text_is_judged_by_val_data(tmp_path):
 def test_the_shipped_sample_trains_end_to_end(tmp_path):
     rows = [pairs.parse(line, "") for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 200 and all(prompt.endswith(" ||") for prompt, _ in rows)
-    flags = f"--data {SAMPLE} --method loraga --steps 8 --batch_size 8 --lr 1e-3 --device cpu"
-    result = train.train(train.parse_args([*flags.split(), "--out_dir", str(tmp_path / "o")]))
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(SAMPLE.read_text(encoding="utf-8").splitlines(True)[:7]), "utf-8")
+    flags = f"--data {SAMPLE} --val_data {other} --method loraga --steps 8 --lr 1e-3 --device cpu"
+    args = train.parse_args([*flags.split(), "--out_dir", str(tmp_path / "o")])
+    assert args.batch_size == 32
+    args.batch_size = 8
+    result = train.train(args)
+    task = tasks.load(str(SAMPLE), tokenizer.load(), 128, val_data=str(other))
+    assert result["measures_before"] == task.measure(base.load()) and len(task.val) == 7
     assert result["metric_name"] == "loss" and result["task"] == "e2e_sample"
+    assert result["metric_after"] == result["measures_after"]["loss"] == result["history"][-1][1]
     assert result["measures_after"]["loss"] < 0.95 * result["measures_before"]["loss"]
     assert 0 <= result["measures_after"]["exact match"] < 1

@@ -41,7 +41,7 @@ class Pairs:
         self.train = train
         self.lengths = np.minimum(train.lengths(), block_size)
         uneven = self.lengths.max() > 1.5 * self.lengths.mean()
-        self.together = 16 if uneven else 1  # batches drawn together and sorted by length
+        self.candidates = 16 if uneven else 1  # batches of like lengths, of which one is taken
         self.val = [val[i] for i in np.linspace(0, len(val) - 1, min(JUDGED, len(val))).astype(int)]
         self.metric = metric
 
@@ -60,12 +60,11 @@ class Pairs:
 
     def batch(self, seed, step, size):
         """Rows drawn at random; where their lengths differ much, rows of about one length."""
-        generator = np.random.default_rng((seed, step // self.together))
-        chosen = generator.integers(len(self.train), size=self.together * size)
-        if self.together > 1:
+        generator = np.random.default_rng((seed, step))
+        chosen = generator.integers(len(self.train), size=self.candidates * size)
+        if self.candidates > 1:
             chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
-            order = generator.permutation(self.together)
-            chosen = chosen.reshape(self.together, size)[order[step % self.together]]
+            chosen = chosen.reshape(self.candidates, size)[generator.integers(self.candidates)]
         return self.rows([self.train[i] for i in chosen])
 
     @torch.no_grad()
