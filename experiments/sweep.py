@@ -121,7 +121,8 @@ def best(rows):
                                for column in ("steps_to_half", "docs_before", "docs_after"))
         trained, size = (max(int(row[column] or 0) for row in mine)  # a run that diverged has none
                          for column in ("trainable", "optimizer_bytes"))
-        lines.append(f"| {method} | {lr} | {adapter_scale(method)} | **{statistics.median(match):.1f} %** "
+        lines.append(f"| {method} | {lr} | {adapter_scale(method)} "
+                     f"| **{statistics.median(match):.1f} %** "
                      f"| {match[0]:.1f}–{match[-1]:.1f} | {half:.0f} | {before:.2f} → {after:.2f} "
                      f"| {trained:,} | {size / 1e6:.1f} MB |")
     return "\n".join(lines)
