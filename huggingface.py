@@ -225,7 +225,7 @@ def load_peft(model, directory):
 
 
 def _alpha(config, name):
-    """lora_alpha of a layer: that of alpha_pattern's first fitting expression, or the common one."""
+    """lora_alpha of a layer: that of alpha_pattern's first expression that fits, or the general."""
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             return alpha

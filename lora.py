@@ -53,7 +53,7 @@ class LoRALinear(nn.Module):
         if self.merged:
             return self.linear(x)
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        B_T = B.T.contiguous()  # only for speed: a step at width 256 takes 12 % less than with B.T
+        B_T = B.T.contiguous()  # only for speed: a step at width 256 takes 8 to 12 % less so
         h = self.scale * (self.dropout(x) @ A.T)  # (..., r)
         return self.linear(x) + h @ B_T
 
@@ -236,11 +236,11 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
             raise ValueError(f"LoRA-GA needs a fresh adapter: {name} is trained, started or merged")
         _check_fit(layer.linear, len(layer.lora_A), f"{name} with LoRA-GA", times=2)
     gradients = _summed_gradients(layers, model, batches, loss_fn)
-    norms = {name: G.norm().item() for name, G in gradients.items()}
-    if not all(norm < float("inf") for norm in norms.values()) or not any(norms.values()):
+    largest = {name: G.abs().max().item() for name, G in gradients.items()}
+    if not all(size < float("inf") for size in largest.values()) or not any(largest.values()):
         raise ValueError("LoRA-GA needs finite gradients, not all zero: see batches, loss_fn")
     for name, layer in layers.items():
-        if norms.get(name, 0) > 0:
+        if largest.get(name, 0) > 0:
             G = gradients[name].to(layer.lora_A.device)
             layer.start_from(*lora_ga_factors(G, len(layer.lora_A), gamma))
         else:
