@@ -32,7 +32,8 @@ except ImportError:  # Windows: runs do not notice each other there
 RANK = int(os.environ.get("RANK", 0))  # this process's number, by torchrun
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 WITHOUT_ADAPTER = ("full", "pretrain")  # these methods train the model's own weights
-RESULTS = ("log.csv", "result.json", "adapter.pt", "model.pt")
+LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # the columns of log.csv
+RESULTS = ("log.csv", "result.json", "adapter.pt", "model.pt", "curves.png")
 
 
 def number(kind, low, high=math.inf):
@@ -156,7 +157,7 @@ def save_checkpoint(args, model, optimizer, progress):
                 "optimizer": optimizer.state_dict()}
     save(Path(args.out_dir) / "ckpt.pt", contents)
     table = io.StringIO()
-    writer = csv.DictWriter(table, ["step", "loss", "lr", "ms", "metric"], lineterminator="\n")
+    writer = csv.DictWriter(table, LOG, lineterminator="\n")
     writer.writeheader()
     writer.writerows(progress["log"])
     with replace_file(Path(args.out_dir) / "log.csv") as file:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import curves
 import lora
 import runs
 import train
@@ -51,7 +52,9 @@ def test_imports_run_downwards_and_no_file_imports_a_command():
         "data.tasks": "data.corpora data.pairs data.files model",
         "huggingface": "lora model data.files",
         "runs": "lora huggingface data.base data.files",
-        "train": "lora model runs data.files data.tasks data.tokenizer",
+        "curves": "data.files",
+        "report": "curves runs",
+        "train": "lora model report runs data.files data.tasks data.tokenizer",
         "sample": "runs data.files data.tokenizer",
         "export": "runs huggingface data.files"}
     found = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -229,7 +232,8 @@ def test_20_steps_lower_the_loss_and_leave_the_promised_files(tiny, tmp_path, fl
     assert promised <= result.keys()
     weights = "model.pt" if flags[1] in ("full", "pretrain") else "adapter.pt"
     names = {path.name for path in (tmp_path / "o").glob("[!.]*")}
-    assert names == {"log.csv", "result.json", "ckpt.pt", weights}
+    assert names - {"curves.png"} == {"log.csv", "result.json", "ckpt.pt", weights}
+    assert ("curves.png" in names) == curves.available()
     if weights == "adapter.pt":  # the adapter file, on the untouched base, is the trained model
         args = train.parse_args(["--method", "full"])
         model = train.build_model(args, "cpu")
@@ -279,7 +283,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tiny, tmp_path, monkeyp
     whole, parts = (load_file(tmp_path / name / "ckpt.pt") for name in ("whole", "parts"))
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
-    logs = [[row["loss"] for row in run["progress"]["log"]] for run in (whole, parts)]
+    logs = [[row["loss"] for row in run["progress"]["log"][1:]] for run in (whole, parts)]
     assert logs[0] == logs[1] and len(logs[0]) == 12
 
 
@@ -586,7 +590,7 @@ def test_flags_win_over_the_methods_preset_and_reach_the_model_and_the_optimizer
     monkeypatch.setattr(lora, "attach_preconditioner", lambda *args: seen.append(args[2]))
     monkeypatch.setattr(lora, "lora_ga_init", lambda *args: seen.append(args[3]))
     task = tasks.load("math", tokenizer.load(), 32)
-    monkeypatch.setattr(type(task), "measure", lambda *args: {})
+    monkeypatch.setattr(type(task), "measure", lambda *args: {"exact match": 0.0})
     monkeypatch.setattr(type(task), "evaluate", lambda *args: 0.0)
     optimizer, _ = train.begin(args, model, task, task, lambda step: task.batch(0, step, 32))
     assert seen == [9, 0.5]
@@ -621,7 +625,7 @@ def test_dtype_bfloat16_computes_in_bfloat16_and_model_dropout_reaches_pretraini
 
 def test_result_json_counts_the_parameters_and_keeps_each_evaluation_a_0_too(tiny, tmp_path):
     result = tiny("--steps", "5", "--eval_interval", "2", "--out_dir", "o")
-    assert [step for step, _ in result["history"]] == [2, 4, 5]  # of exact matches, all 0
+    assert [step for step, *_ in result["history"]] == [0, 2, 4, 5]  # of exact matches, all 0
     state = load_file(tmp_path / "o" / "adapter.pt")
     assert result["trainable_params"] == sum(v.numel() for k, v in state.items() if "lora_" in k)
     model = gpt(block_size=32, vocab_size=2048, n_embd=32)
@@ -702,7 +706,7 @@ for flags in sys.argv[2:]:
 
 def losses(directory):
     with open(directory / "log.csv", encoding="utf-8") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["step"] != "0"]
 
 
 def test_two_processes_make_the_losses_and_the_lora_ga_start_of_one_and_resume_its_run(

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import lora
+import report
 import runs
 from data import tasks, tokenizer
 from data.files import InputError, about_input
@@ -28,8 +29,8 @@ OF_ADAPTERS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma",
 NO_ADAPTER = dict.fromkeys(OF_ADAPTERS)
 PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas
     "full": {**NO_ADAPTER, "lr": 3e-3},
-    "lora": {"lr": 1e-2},
-    "loraplus": {"lr": 1e-3, "lr_ratio": 16.0},
+    "lora": {"lr": 5e-3},
+    "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True, "alpha": 8.0},
     "riemannian": {"lr": 1e-2, "precondition": True},
     "pretrain": {**NO_ADAPTER, "lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8,
@@ -62,10 +63,10 @@ def build_parser():
     add("--damping", type=positive, help="δ in the preconditioner; else 1e-6")
 
     add = parser.add_argument_group("training").add_argument
-    add("--steps", type=count, default=600, help="optimizer steps")
+    add("--steps", type=count, default=1000, help="optimizer steps")
     add("--batch_size", type=count, help="sequences in a step; 32 pairs, or 16 windows of text")
     add("--lr", type=positive, help="the peak learning rate; each method has its own")
-    add("--betas", type=fraction, nargs=2, default=[0.7, 0.8], help="AdamW's two memories")
+    add("--betas", type=fraction, nargs=2, default=[0.9, 0.95], help="AdamW's two memories")
     add("--weight_decay", type=not_negative, default=0.0, help="AdamW's decoupled weight decay")
     add("--warmup", type=natural, default=20, help="steps over which the learning rate rises")
     add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm; 0 for any")
@@ -81,7 +82,7 @@ def build_parser():
     add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL; "
         "without it, the shipped base")
     add("--out_dir", help="where the files go; out/<task>-<method>-r<rank> if not set")
-    add("--eval_interval", type=count, default=300, help="steps from one evaluation to the next")
+    add("--eval_interval", type=count, default=100, help="steps from one evaluation to the next")
     add("--export", choices=["peft"], help="write the adapter in PEFT's format as well")
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", action="store_true", help="go on from the checkpoint in the out directory")
@@ -202,8 +203,9 @@ def train_step(args, model, optimizer, batch, step):
 
 def begin(args, model, task, source, batch_at):
     """The measurements before the first step, and LoRA-GA -> the optimizer, the progress."""
-    progress = {"step": 0, "seconds": 0.0, "log": [], "measures_before": task.measure(model),
-                "source_loss_before": source.evaluate(model, SOURCE_WINDOWS)}
+    before = judge(model, task, source)
+    first = {"step": 0, **columns(task, before)}
+    progress = {"step": 0, "seconds": 0.0, "log": [first], "before": before}
     if args.init == "ga":
         batches = [part for step in range(GA_BATCHES)
                    for part in parts_of(batch_at(step), args.grad_accum * PROCESSES)]
@@ -211,6 +213,17 @@ def begin(args, model, task, source, batch_at):
             lora.lora_ga_init(model, batches, share_of_loss, args.gamma or 16.0)
     runs.copy_from_process_0(model)
     return build_optimizer(args, model), progress
+
+
+def judge(model, task, source, whole=True):
+    """What is learned and what is kept -> the task's figures, the loss on the docs."""
+    return {"measures": task.measure(model, whole),
+            "source_loss": source.evaluate(model, SOURCE_WINDOWS)}
+
+
+def columns(task, judgement):
+    """A judgement as log.csv has it."""
+    return {"metric": judgement["measures"][task.metric], "source_loss": judgement["source_loss"]}
 
 
 def share_of_loss(model, part):
@@ -245,14 +258,16 @@ def train(args):
             optimizer, progress = begin(args, model, task, source, batch_at)
             runs.clear(args.out_dir)
         runs.save_checkpoint(args, model, optimizer, progress)  # is the directory writable?
-        run_steps(args, model, optimizer, task, batch_at, progress, start - progress["seconds"])
-        result = summary(args, model, optimizer, task, source, progress)
+        run_steps(args, model, optimizer, task, source, batch_at, progress,
+                  start - progress["seconds"])
+        result = report.summary(args, model, optimizer, task, progress)
         runs.save_results(args, model, result)
-    report(args, model, task, result)
+        if not RANK:
+            report.show_result(args, model, task, result, progress["log"])
     return result
 
 
-def run_steps(args, model, optimizer, task, batch_at, progress, start):
+def run_steps(args, model, optimizer, task, source, batch_at, progress, start):
     """The training loop: steps, evaluations, log, checkpoints; `progress` says how far it is."""
     forward = torch.compile(model) if args.compile else model
     model.train()
@@ -263,13 +278,13 @@ def run_steps(args, model, optimizer, task, batch_at, progress, start):
             loss = train_step(args, forward, optimizer, batch_at(step), step)
             ms = 1e3 * (time.perf_counter() - began)
 
-            due = (step + 1) % args.eval_interval == 0 or step + 1 == args.steps
+            last = step + 1 == args.steps
+            due = last or (step + 1) % args.eval_interval == 0
             stopping = runs.any_process(stop.is_set())
-            row = {"step": step + 1, "loss": loss, "lr": args.lr * lr_factor(step, args), "ms": ms,
-                   "metric": ""}
+            row = {"step": step + 1, "loss": loss, "lr": args.lr * lr_factor(step, args), "ms": ms}
             if due:
-                progress["measures"] = task.measure(model)
-                row["metric"] = progress["measures"][task.metric]
+                progress["after"] = judge(model, task, source, whole=last)
+                row.update(columns(task, progress["after"]))
             progress["log"].append(row)
             progress["step"] = step + 1
             progress["seconds"] = time.perf_counter() - start
@@ -277,57 +292,10 @@ def run_steps(args, model, optimizer, task, batch_at, progress, start):
                 runs.save_checkpoint(args, model, optimizer, progress)
             if due or time.perf_counter() - shown > 5:
                 shown = time.perf_counter()
-                show(args, task, row)
+                report.show_step(args, task, row)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}: "
                                         "the same command with --resume goes on")
-
-
-def show(args, task, row):
-    judged = row["metric"] != ""
-    score = f"  {task.metric} {task.in_words(task.metric, row['metric'])}" if judged else ""
-    left = row["ms"] / 1e3 * (args.steps - row["step"])
-    print(f"step {row['step']:>5}/{args.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}  "
-          f"{row['ms']:4.0f} ms/step{score}  {left:.0f} s left", flush=True)
-
-
-def summary(args, model, optimizer, task, source, progress):
-    """What a finished run learned, forgot, trained and cost -> the dict for result.json."""
-    parameters, states = list(model.parameters()), optimizer.state.values()
-    log = progress["log"]
-    return {
-        "method": args.method, "task": Path(args.data).stem, "rank": args.rank,
-        "seed": args.seed, "steps": args.steps, "seconds": progress["seconds"],
-        "metric_name": task.metric,
-        "metric_before": progress["measures_before"][task.metric],
-        "metric_after": log[-1]["metric"],
-        "measures_before": progress["measures_before"], "measures_after": progress["measures"],
-        "source_loss_before": progress["source_loss_before"],
-        "source_loss_after": source.evaluate(model, SOURCE_WINDOWS),
-        "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_params": sum(p.numel() for p in parameters),
-        "optimizer_bytes": sum(tensor.nbytes for state in states for tensor in state.values()),
-        "history": [[row["step"], row["metric"]] for row in log if row["metric"] != ""],
-        "settings": runs.settings_of(args),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
-                     "processes": PROCESSES},
-    }
-
-
-def report(args, model, task, result):
-    """Prints the summary for a person, a few answers, and what to try next."""
-    print()
-    for name, before in result["measures_before"].items():
-        after = task.in_words(name, result["measures_after"][name])
-        print(f"learned  {name} on {result['task']}: {task.in_words(name, before)} -> {after}")
-    forgot = [f"{result[key]:.3f}" for key in ("source_loss_before", "source_loss_after")]
-    print("forgot   docs:", " -> ".join(forgot), "nats per token")
-    print(f"trained  {result['trainable_params']:,} of {result['total_params']:,} parameters")
-    print(f"cost     {result['optimizer_bytes'] / 1e6:.1f} MB of optimizer memory, "
-          f"{result['seconds']:.0f} s")
-    print("\nsamples", *task.samples(model), sep="\n  ")
-    print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
-    print("\nnext\n  another --method or --rank, --precondition on top, --data your_own.jsonl")
 
 
 def main():

@@ -27,7 +27,7 @@ def start(directory, *more):
 
 
 def losses(checkpoint):
-    return [row["loss"] for row in checkpoint["progress"]["log"]]
+    return [row["loss"] for row in checkpoint["progress"]["log"][1:]]
 
 
 def main():

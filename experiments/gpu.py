@@ -23,7 +23,7 @@ def losses(method, device):
     out_dir = f"out/gpu/{method}-{device}"
     flags = f"--method {method} --device {device} --dtype float32 --steps 25 --out_dir {out_dir}"
     train.train(train.parse_args([*flags.split(), "--overwrite"]))
-    return [row["loss"] for row in load_file(f"{out_dir}/ckpt.pt")["progress"]["log"]]
+    return [row["loss"] for row in load_file(f"{out_dir}/ckpt.pt")["progress"]["log"][1:]]
 
 
 def parts():

@@ -1,0 +1,205 @@
+"""What the papers claim and seconds can check: each claim with its numbers and a verdict.
+
+    python -m experiments.claims
+
+writes widths.csv, alignment.csv and conditioning.csv to experiments/results, from which
+experiments.figures draws, and prints the verdicts; the exit code is 1 if a claim fails. No figure
+depends on training: these are statements about first steps and about small exact problems.
+"""
+import csv
+import io
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+import lora
+from data import base, tasks, tokenizer
+from data.files import replace_file
+
+RESULTS = Path(__file__).with_name("results")
+WIDTHS = (64, 256, 1024, 4096)
+RULES = {"shared rate": lambda n: 1, "constant ratio 16": lambda n: 16, "ratio n/16": lambda n: n / 16}
+RANKS = (1, 2, 4, 8, 16, 32)
+CONDITIONS = (1, 3, 10, 30, 100)
+IMBALANCES = (1, 2, 4, 8, 16)
+STEP_SIZES = [0.3 / 4 ** k for k in range(6)]
+
+
+def store(name, rows):
+    """Writes rows, dicts of one form, to experiments/results/<name>.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replace_file(RESULTS / f"{name}.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+# LoRA+ (2402.12354, §3.2, proposition 2 and theorem 1)
+
+def feature_update(width, lr, ratio, seed):
+    """Mean sizes of B·ΔA·x and ΔB·A·x in Adam's second step, the first in which A moves."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(width, generator=generator) for _ in range(2))
+    A = torch.randn(4, width, generator=generator) / width ** 0.5
+    A, B = A.requires_grad_(), torch.zeros(width, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([{"params": [A]}, {"params": [B], "lr": ratio * lr}], lr)
+    for _ in range(2):
+        A_before, B_before = A.detach().clone(), B.detach().clone()
+        optimizer.zero_grad()
+        (B @ (A @ x) - y).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        from_A = B_before @ ((A - A_before) @ x)
+        from_B = (B - B_before) @ (A_before @ x)
+    return from_A.abs().mean().item(), from_B.abs().mean().item()
+
+
+def share_of_B(width, ratio, seed):
+    """B's part of the update, at the rate with which the whole update has size 1."""
+    low, high = 1e-8, 10.0
+    for _ in range(25):
+        lr = (low * high) ** 0.5
+        from_A, from_B = feature_update(width, lr, ratio, seed)
+        low, high = (lr, high) if from_A + from_B < 1 else (low, lr)
+    return from_B / (from_A + from_B)
+
+
+def widths():
+    for rule, ratio in RULES.items():
+        for width in WIDTHS:
+            shares = [share_of_B(width, ratio(width), seed) for seed in range(25)]
+            low, middle, high = statistics.quantiles(shares)
+            yield {"rule": rule, "width": width, "share_of_B": round(middle, 4),
+                   "low_quartile": round(low, 4), "high_quartile": round(high, 4)}
+
+
+# LoRA-GA (2407.05000, theorem 3.1)
+
+def base_gradients():
+    """∂L/∂W0 of the shipped base on the first four batches of math -> a list of (d_out, d_in)."""
+    model, task = base.load(), tasks.load("math", tokenizer.load(), 128)
+    weights = [module.weight for name, module in model.named_modules()
+               if isinstance(module, nn.Linear) and name != "lm_head"]
+    for step in range(4):
+        model(*task.batch(0, step, 32))[1].backward()
+    return [W.grad.double() for W in weights]
+
+
+def cosine_of_first_step(G, A, B):
+    """Between G and the direction −(BBᵀG + GAᵀA) in which a first gradient step moves −W."""
+    step = B @ (B.T @ G) + (G @ A.T) @ A
+    return (step * G).sum().item() / (step.norm() * G.norm()).item()
+
+
+def alignment():
+    gradients = base_gradients()
+    for rank in RANKS:
+        found = {"LoRA": [], "LoRA-GA": [], "best possible": []}
+        for G in gradients:
+            d_out, d_in = G.shape
+            for seed in range(3):
+                torch.manual_seed(seed)
+                A = nn.init.kaiming_uniform_(torch.empty(rank, d_in, dtype=G.dtype), a=5 ** 0.5)
+                found["LoRA"].append(cosine_of_first_step(G, A, G.new_zeros(d_out, rank)))
+            found["LoRA-GA"].append(cosine_of_first_step(G, *lora.lora_ga_factors(G, rank)))
+            S = torch.linalg.svdvals(G)
+            found["best possible"].append((S[:2 * rank].norm() / S.norm()).item())
+        for start, cosines in found.items():
+            yield {"start": start, "rank": rank, "cosine": round(statistics.median(cosines), 4),
+                   "least": round(min(cosines), 4), "most": round(max(cosines), 4)}
+
+
+# The Riemannian preconditioner (2402.02347, §4)
+
+def iterations(condition, imbalance, step_size, preconditioned, most=20000):
+    """Gradient steps on ½‖BA − Y‖² until ‖BA − Y‖ < 1e-6 ‖Y‖ -> their number, `most` if never.
+
+    Y (30, 20) has rank 4 and this condition number. The start is near: (t·B, A/t) with 0.81·Y = BA,
+    so that every `imbalance` t starts from the same product.
+    """
+    generator = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(d, 4, dtype=torch.float64, generator=generator))[0]
+            for d in (30, 20))
+    S = torch.logspace(0, -torch.tensor(float(condition)).log10().item(), 4, dtype=torch.float64)
+    Y = (U * S) @ V.T
+    B = 0.9 * U * S.sqrt() * imbalance
+    A = 0.9 * S.sqrt()[:, None] * V.T / imbalance
+    for count in range(most):
+        error = B @ A - Y
+        if error.norm() < 1e-6 * Y.norm():
+            return count
+        if not error.norm() < 1e3 * Y.norm():
+            break
+        grad_A, grad_B = B.T @ error, error @ A.T
+        if preconditioned:
+            [grad_A], [grad_B] = lora.precondition([grad_A], [grad_B], [A], [B], damping=1e-12)
+        A, B = A - step_size * grad_A, B - step_size * grad_B
+    return most
+
+
+def conditioning():
+    """Each at the best of STEP_SIZES."""
+    cases = [(condition, 1) for condition in CONDITIONS] + [(10, t) for t in IMBALANCES]
+    for condition, imbalance in cases:
+        counts = [min(iterations(condition, imbalance, size, preconditioned)
+                      for size in STEP_SIZES) for preconditioned in (False, True)]
+        yield {"condition": condition, "imbalance": imbalance, "plain": counts[0],
+               "preconditioned": counts[1]}
+
+
+# The verdicts
+
+def column(rows, name, **where):
+    return [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+def numbers(values):
+    return " ".join(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)
+
+
+def verdicts(widths, alignment, conditioning):
+    """(claim, source, result, holds) from the rows of the three tables."""
+    shared, constant, linear = (column(widths, "share_of_B", rule=rule) for rule in RULES)
+    yield ("with one rate, B's share of the update vanishes as the width grows", "LoRA+ prop. 2",
+           f"{numbers(shared)} at n = {numbers(WIDTHS)}", shared[-1] < shared[0] / 4)
+    yield ("a constant ratio puts that off and does not cure it", "LoRA+ thm. 1",
+           numbers(constant), constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
+    yield ("a ratio in proportion to n cures it", "LoRA+ thm. 1", numbers(linear),
+           max(linear) < 1.5 * min(linear))
+    plain, ga, best = (column(alignment, "cosine", start=start)
+                       for start in ("LoRA", "LoRA-GA", "best possible"))
+    yield ("LoRA-GA's first step is the best of rank 2r", "LoRA-GA thm. 3.1",
+           f"cosine {numbers(ga)}, best {numbers(best)}, LoRA {numbers(plain)} at r = "
+           f"{numbers(RANKS)}", all(abs(a - b) < 1e-3 for a, b in zip(ga, best)))
+    plain, scaled = (column(conditioning, name, imbalance=1)[:len(CONDITIONS)]
+                     for name in ("plain", "preconditioned"))
+    yield ("preconditioned descent does not slow down with the condition number", "Riemannian §4",
+           f"{numbers(scaled)}, plain {numbers(plain)} at κ = {numbers(CONDITIONS)}",
+           max(scaled) <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0])
+    plain, scaled = (column(conditioning, name, condition=10)[1:]
+                     for name in ("plain", "preconditioned"))
+    yield ("preconditioned descent does not see how BA is split into t·B and A/t", "Riemannian §3",
+           f"{numbers(scaled)}, plain {numbers(plain)} at t = {numbers(IMBALANCES)}",
+           max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
+
+
+def main():
+    tables = {}
+    for table in (widths, alignment, conditioning):
+        print(f"{table.__name__} ...", flush=True)
+        tables[table.__name__] = list(table())
+        store(table.__name__, tables[table.__name__])
+    print("\n| claim | source | result | verdict |\n|---|---|---|---|")
+    failed = 0
+    for claim, source, result, holds in verdicts(**tables):
+        print(f"| {claim} | {source} | {result} | {'holds' if holds else 'DOES NOT HOLD'} |")
+        failed += not holds
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""All methods on one task, each at its best learning rate: a table and a figure.
+
+    python -m experiments.compare                       on math, as in the README
+    python -m experiments.compare --data pairs.jsonl --steps 300 --rank 4
+    python -m experiments.compare --data notes.txt --methods full lora --lrs 1e-4 1e-3 1e-2
+
+Takes any flag of train.py, and gives every method the same batches and the same betas. The runs go
+side by side; each is a row of runs.csv in --out as soon as it ends, and the same command goes on
+after a stop. At the end it writes table.md, compare.png and compare.svg there.
+"""
+import argparse
+import os
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import curves
+import train
+from data.files import InputError, replace_file
+from experiments import sweep
+from runs import number
+
+METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
+AROUND = (0.5, 1, 2)  # times a method's own learning rate
+OWN = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite")  # set here
+
+
+def flags_of(given, data, method, lr, seed):
+    """The flags of one run: what is `given`, but for an adapter's flags where there is none."""
+    groups = []
+    for word in given:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    if method == "full":
+        groups = [group for group in groups
+                  if group[0].removeprefix("--").removeprefix("no-") not in train.OF_ADAPTERS]
+    flags = ["--data", data, "--method", method, "--lr", f"{lr:g}", "--seed", str(seed)]
+    flags += [word for group in groups for word in group]
+    args = train.parse_args(flags)
+    for name in ("steps", "batch_size", "betas"):  # said in full: defaults may change
+        if f"--{name}" not in flags:
+            value = getattr(args, name)
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(flags)
+
+
+def plan(args, given):
+    """All runs -> {flags: (method, lr, seed)}, one seed of everything before the next."""
+    runs = {}
+    for seed in range(args.seeds):
+        for method in args.methods:
+            own = train.PRESETS[method]["lr"]
+            for lr in args.lrs or [own * factor for factor in AROUND]:
+                runs[flags_of(given, args.data, method, lr, seed)] = method, lr, seed
+    return runs
+
+
+def results(runs, rows):
+    """The runs that are done -> dicts of numbers; one that diverged has learned the worst."""
+    found = []
+    for flags, (method, lr, seed) in runs.items():
+        if flags not in rows:
+            continue
+        row = rows[flags]
+        result = {"method": method, "lr": lr, "seed": seed, "metric": row["metric"]}
+        if row["metric"] != "diverged":
+            path = [list(map(float, point.split(":"))) for point in row["path"].split()]
+            result.update({name: float(row[name]) for name in sweep.COLUMNS[2:-1]}, path=path)
+            result["forgotten"] = result["docs"] - result["docs_before"]
+        found.append(result)
+    metric = {result["metric"] for result in found} - {"diverged"}
+    if not metric:
+        raise InputError("every run diverged: try lower --lrs")
+    [metric] = metric
+    for result in found:
+        if result["metric"] == "diverged":
+            worst = 0.0 if metric == "exact match" else float("inf")
+            result.update(metric=metric, learned=worst, forgotten=float("inf"), path=[],
+                          trained=0, optimizer_bytes=0, seconds=0)
+    return found
+
+
+def at_rates(found, method):
+    """A method's results by learning rate -> {lr: [result of each seed]}, in rising order."""
+    rates = {}
+    for result in sorted(found, key=lambda result: result["lr"]):
+        if result["method"] == method:
+            rates.setdefault(result["lr"], []).append(result)
+    return rates
+
+
+def median(results, name):
+    return statistics.median(result[name] for result in results)
+
+
+def best_rate(rates):
+    """The rate at which the median seed has learned most; among equals, forgotten least."""
+    sign = -1 if next(iter(rates.values()))[0]["metric"] == "exact match" else 1
+    return min(rates, key=lambda lr: (sign * median(rates[lr], "learned"),
+                                      median(rates[lr], "forgotten")))
+
+
+def spread(results, name, form):
+    """A median, and in brackets the range of the seeds."""
+    values = [result[name] for result in results]
+    text = form.format(statistics.median(values))
+    if len(values) == 1:
+        return text
+    return f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def table(found, methods):
+    """A Markdown table: each method at its best rate."""
+    metric = found[0]["metric"]
+    form = "{:.1%}" if metric == "exact match" else "{:.3f}"
+    header = ("method", "lr", metric, "docs loss, rise in nats", "trained", "optimizer", "seconds")
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    edges = []
+    for method in methods:
+        rates = at_rates(found, method)
+        if not rates:
+            continue
+        best = best_rate(rates)
+        if len(rates) > 1 and best in (min(rates), max(rates)):
+            edges.append(method)
+        mine = rates[best]
+        cells = (method, f"{best:g}", spread(mine, "learned", form),
+                 spread(mine, "forgotten", "{:.2f}"), f"{median(mine, 'trained'):,.0f}",
+                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB", f"{median(mine, 'seconds'):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    if edges:
+        lines += ["", f"Best at the edge of the rates that were tried, so perhaps better beyond: "
+                      f"{', '.join(edges)}."]
+    return "\n".join(lines)
+
+
+def learned_by_rate(panel, found, methods):
+    """A dot a run and a line through the medians: what was learned at each learning rate."""
+    for method in methods:
+        color, line, marker = curves.LOOKS[METHODS.index(method)]
+        rates = at_rates(found, method)
+        panel.plot(list(rates), [median(rates[lr], "learned") for lr in rates], color=color,
+                   linestyle=line, marker=marker, markersize=9, label=method)
+        for lr, results in rates.items():
+            panel.plot([lr] * len(results), [result["learned"] for result in results], ".",
+                       color=color)
+    panel.set(xscale="log", xlabel="learning rate", ylabel=f"learned: {found[0]['metric']}")
+
+
+def learned_against_forgotten(panel, found, methods):
+    """A marker a run, filled at the method's best rate, against the rise of the docs loss."""
+    for method in methods:
+        color, _, marker = curves.LOOKS[METHODS.index(method)]
+        rates = at_rates(found, method)
+        best = best_rate(rates)
+        for lr, results in rates.items():
+            face = color if lr == best else "none"
+            panel.plot([max(result["forgotten"], 0.01) for result in results],
+                       [result["learned"] for result in results], linestyle="none", marker=marker,
+                       markersize=9, markeredgewidth=1.8, color=color, markerfacecolor=face,
+                       label=method if lr == best else None)
+    panel.set(xscale="log", xlabel=curves.FORGOTTEN, ylabel=f"learned: {found[0]['metric']}")
+    panel.xaxis.set_major_formatter("{x:g}")
+
+
+def draw(found, methods, path):
+    """What was learned by learning rate, and against what was forgotten."""
+    figure, panels = curves.new_figure(13, 5.5, panels=2)
+    learned_by_rate(panels[0], found, methods)
+    learned_against_forgotten(panels[1], found, methods)
+    if found[0]["metric"] == "exact match":
+        for panel in panels:
+            curves.in_percent(panel)
+    curves.name_lines(figure, panels[0], columns=len(methods))
+    curves.write(figure, path)
+
+
+def compare(args, given):
+    out = Path(args.out or f"out/compare-{Path(args.data).stem}")
+    runs = plan(args, given)
+    found = results(runs, sweep.sweep(runs, out / "runs.csv", args.jobs))
+    methods = [method for method in METHODS if method in args.methods]
+    text = f"`python -m experiments.compare {shlex.join(sys.argv[1:])}`: medians of " \
+           f"{args.seeds} seeds (and their range), each method at its best learning rate\n\n" \
+           f"{table(found, methods)}\n"
+    with replace_file(out / "table.md") as file:
+        file.write(text.encode())
+    print(f"\n{text}")
+    if not curves.available():
+        print(f"{curves.MISSING}; {out}/table.md has the numbers")
+        return
+    for kind in ("png", "svg"):
+        draw(found, methods, out / f"compare.{kind}")
+    print(f"figure: {out}/compare.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    add = parser.add_argument
+    add("--data", default="math", help="what train.py takes: a task's name, a text, pairs (math)")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="all five without it")
+    add("--lrs", nargs="+", type=number(float, 1e-12, 1e36), metavar="LR", help="the learning "
+        "rates to try; else each method's own default, its half and its double")
+    add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
+    add("--jobs", type=number(int, 1), default=os.cpu_count(), help="runs side by side, a core "
+        "each; 1 on a GPU")
+    add("--out", metavar="DIR", help="where the results go; out/compare-<data> without it")
+    args, given = parser.parse_known_args()
+    for word in given:
+        if word in OWN or not (given[0].startswith("--")):
+            parser.error(f"{word}: {', '.join(OWN)} are set by the comparison itself")
+    try:
+        compare(args, given)
+    except (InputError, OSError) as error:
+        parser.error(error)
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
