@@ -23,6 +23,7 @@ from runs import number
 
 METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 AROUND = (0.5, 1, 2)  # times a method's own learning rate
+NUMBERS = ("learned", "docs_before", "docs", "trained", "optimizer_bytes", "seconds")
 OWN = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite")  # set here
 
 
@@ -47,38 +48,34 @@ def flags_of(given, data, method, lr, seed):
 
 
 def plan(args, given):
-    """All runs -> {flags: (method, lr, seed)}, one seed of everything before the next."""
-    runs = {}
+    """The flags of all runs, one seed of everything before the next."""
+    every = []
     for seed in range(args.seeds):
         for method in args.methods:
             own = train.PRESETS[method]["lr"]
             for lr in args.lrs or [own * factor for factor in AROUND]:
-                runs[flags_of(given, args.data, method, lr, seed)] = method, lr, seed
-    return runs
+                every.append(flags_of(given, args.data, method, lr, seed))
+    return every
 
 
-def results(runs, rows):
-    """The runs that are done -> dicts of numbers; one that diverged has learned the worst."""
+def results(rows):
+    """Rows of runs.csv -> dicts of numbers; a run that diverged has learned the worst."""
+    metrics = {row["metric"] for row in rows} - {"diverged"}
+    if len(metrics) != 1:
+        raise InputError("every run diverged: try lower --lrs" if rows else "there are no runs")
+    [metric] = metrics
     found = []
-    for flags, (method, lr, seed) in runs.items():
-        if flags not in rows:
-            continue
-        row = rows[flags]
-        result = {"method": method, "lr": lr, "seed": seed, "metric": row["metric"]}
-        if row["metric"] != "diverged":
-            path = [list(map(float, point.split(":"))) for point in row["path"].split()]
-            result.update({name: float(row[name]) for name in sweep.COLUMNS[2:-1]}, path=path)
+    for row in rows:
+        args = train.parse_args(shlex.split(row["flags"]))
+        result = {"method": args.method, "lr": args.lr, "seed": args.seed, "metric": metric}
+        if row["metric"] == "diverged":
+            worst = 0.0 if metric == "exact match" else float("inf")
+            result.update(learned=worst, forgotten=float("inf"), trained=0, optimizer_bytes=0,
+                          seconds=0)
+        else:
+            result.update({name: float(row[name]) for name in NUMBERS})
             result["forgotten"] = result["docs"] - result["docs_before"]
         found.append(result)
-    metric = {result["metric"] for result in found} - {"diverged"}
-    if not metric:
-        raise InputError("every run diverged: try lower --lrs")
-    [metric] = metric
-    for result in found:
-        if result["metric"] == "diverged":
-            worst = 0.0 if metric == "exact match" else float("inf")
-            result.update(metric=metric, learned=worst, forgotten=float("inf"), path=[],
-                          trained=0, optimizer_bytes=0, seconds=0)
     return found
 
 
@@ -179,8 +176,9 @@ def draw(found, methods, path):
 
 def compare(args, given):
     out = Path(args.out or f"out/compare-{Path(args.data).stem}")
-    runs = plan(args, given)
-    found = results(runs, sweep.sweep(runs, out / "runs.csv", args.jobs))
+    every = plan(args, given)
+    rows = sweep.sweep(every, out / "runs.csv", args.jobs)
+    found = results([rows[flags] for flags in every])
     methods = [method for method in METHODS if method in args.methods]
     text = f"`python -m experiments.compare {shlex.join(sys.argv[1:])}`: medians of " \
            f"{args.seeds} seeds (and their range), each method at its best learning rate\n\n" \
@@ -212,8 +210,10 @@ def main():
     add("--out", metavar="DIR", help="where the results go; out/compare-<data> without it")
     args, given = parser.parse_known_args()
     for word in given:
-        if word in OWN or not (given[0].startswith("--")):
-            parser.error(f"{word}: {', '.join(OWN)} are set by the comparison itself")
+        if word in OWN:
+            parser.error(f"{word} is set by the comparison itself")
+    if given and not given[0].startswith("--"):
+        parser.error(f"unrecognized argument: {given[0]}")
     try:
         compare(args, given)
     except (InputError, OSError) as error:

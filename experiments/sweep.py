@@ -4,6 +4,7 @@ A row begins with the run's flags, `python train.py FLAGS` makes it again, and t
 result.json says. A run that has its row is not repeated; one that was killed goes on from its
 checkpoint.
 """
+import contextlib
 import csv
 import hashlib
 import io
@@ -71,10 +72,19 @@ def run(flags, directory, threads):
             "seconds": round(result["seconds"]), "path": path}
 
 
+def short(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def work_of(table):
+    """The name of the directory in which the runs of a table lie until they have their rows."""
+    return f"sweep-{short(str(Path(table).resolve()))}"
+
+
 def sweep(every, table, jobs):
     """Runs what `every`, a list of flags, has and the CSV has not -> {flags: row}."""
     table = Path(table)
-    work = Path("out") / f"sweep-{hashlib.sha256(str(table.resolve()).encode()).hexdigest()[:8]}"
+    work = Path("out") / work_of(table)
     threads = max(1, os.cpu_count() // jobs)
     with lock(work):
         rows = read(table)
@@ -84,7 +94,7 @@ def sweep(every, table, jobs):
         write(table, rows)  # can it be written?
         start = time.perf_counter()
         with ThreadPoolExecutor(jobs) as pool:
-            directories = {flags: work / hashlib.sha256(flags.encode()).hexdigest()[:16]
+            directories = {flags: work / short(flags)
                            for flags in missing}
             futures = [pool.submit(run, flags, directories[flags], threads) for flags in missing]
             try:
@@ -98,7 +108,9 @@ def sweep(every, table, jobs):
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    return {row["flags"]: row for row in read(table)}
+    with contextlib.suppress(OSError):  # it holds runs of an earlier plan
+        work.rmdir()
+    return {row["flags"]: row for row in rows}
 
 
 def told(row):

@@ -1,0 +1,277 @@
+"""What a run says and draws, and the comparisons of experiments/."""
+import csv
+import math
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import curves
+import report
+import train
+from data.files import InputError
+from experiments import claims, compare, figures, plot, sweep
+from test_lora import ROOT
+from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
+
+drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
+MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
+
+
+def log_of(directory):
+    with open(Path(directory) / "log.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# What a run says
+
+def test_log_is_a_path_from_nothing_learned_and_nothing_forgotten(tiny, monkeypatch):
+    asked = []
+    judge = train.judge
+    monkeypatch.setattr(train, "judge", lambda *args, whole=True: (
+        asked.append(whole), judge(*args, whole=whole))[1])
+    result = tiny("--method", "full", "--steps", "7", "--eval_interval", "3", "--lr", "1e-3",
+                  "--out_dir", "o")
+    rows = log_of("o")
+    assert [row["step"] for row in rows] == [str(step) for step in range(8)]
+    judged = [row for row in rows if row["metric"]]
+    assert [row["step"] for row in judged] == ["0", "3", "6", "7"]
+    assert asked == [True, False, False, True]
+    assert all(bool(row["source_loss"]) == bool(row["metric"]) for row in rows)
+    source = [float(row["source_loss"]) for row in judged]
+    assert source[0] == result["source_loss_before"] != source[-1] == result["source_loss_after"]
+    assert [float(row["metric"]) for row in judged] == [m for _, m, _ in result["history"]]
+    assert not rows[0]["loss"] and all(float(row["loss"]) > 0 for row in rows[1:])
+
+
+def test_a_look_along_the_way_takes_a_quarter_of_the_pairs():
+    from data import base, tasks, tokenizer
+    task, model = tasks.load("math", tokenizer.load(), 32), base.load()
+    quarter = tasks.load("math", tokenizer.load(), 32)
+    quarter.val = [pair for i, pair in enumerate(task.val) if i % 4 == 0]
+    assert task.measure(model, whole=False) == quarter.measure(model) != task.measure(model)
+
+
+def test_text_plot_puts_each_median_at_its_height():
+    lines = report.text_plot([6, 6, 3, 3, 0, 0], width=3, height=7)
+    assert lines[0] == "    6.00 |*" and lines[3].endswith("| *") and lines[6] == "    0.00 |  *"
+    assert len(lines) == 8 and lines[7].endswith("step 6")
+    assert report.text_plot([1.0])[0].endswith("|*")  # neither flat nor single curves divide by 0
+    assert sum(line.count("*") for line in report.text_plot(range(1000), width=64)) == 64
+
+
+def test_what_is_next_fits_the_run():
+    def told(flags, **more):
+        result = {"source_loss_before": 3.0, "source_loss_after": 3.2, "metric_before": 0.0,
+                  "metric_after": 0.9, "steps": 100,
+                  "history": [[0, 0.0, 3], [80, 0.9, 3], [100, 0.9, 3.2]], **more}
+        return "\n".join(report.what_is_next(train.parse_args(flags.split()), result))
+
+    assert "--method full" in told("--method lora") and "--lr" not in told("--method lora")
+    assert "--method loraga --data a.txt" in told("--method full --data a.txt")
+    assert "--lr 0.003, since it forgot 2.0 nats" in told("--lr 1e-2", source_loss_after=5.0)
+    assert "--steps 200" in told("--steps 100", metric_after=0.99)
+    assert "--steps" not in told("--steps 100")
+    assert told("--method pretrain").startswith("cp out/docs-pretrain/model.pt data/base.pt")
+    for command in re.findall(r"python (\S+\.py)|-m (\S+)", told("--method lora")):
+        path = command[0] or command[1].replace(".", "/") + ".py"
+        assert (ROOT / path).exists()
+
+
+# Drawing
+
+@drawn
+def test_runs_are_drawn_finished_or_not_and_alike_each_time(tiny, monkeypatch):
+    tiny("--method", "full", "--steps", "6", "--eval_interval", "2", "--out_dir", "a")
+    assert Path("a/curves.png").read_bytes().startswith(b"\x89PNG")
+    at_step(monkeypatch, 3, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        tiny("--method", "lora", "--steps", "6", "--eval_interval", "2", "--out_dir", "b")
+    monkeypatch.setattr(sys, "argv", ["plot", "a", "b", "--out", "both"])
+    plot.main()
+    first = Path("both.svg").read_bytes()
+    plot.main()
+    assert Path("both.svg").read_bytes() == first and Path("both.png").stat().st_size > 10_000
+    assert curves.read_run("b")["step"] == [0, 1, 2, 3]
+
+
+def test_labels_say_in_what_runs_differ():
+    def labels(*flags):
+        return curves.labels([{"settings": vars(train.parse_args(each.split()))}
+                              for each in flags])
+
+    assert labels("--method lora", "--method lora --rank 2") == ["lora rank 8 out_dir out/math-lora-r8",
+                                                                 "lora rank 2 out_dir out/math-lora-r2"]
+    same = "--out_dir o --lr 1e-3"
+    assert labels(f"--method full {same}", f"--method loraga {same}") == ["full", "loraga"]
+    assert labels(f"--betas 0.9 0.95 {same}", f"--betas 0.7 0.8 {same}") == [
+        "lora betas 0.9 0.95", "lora betas 0.7 0.8"]
+
+
+def test_the_path_of_a_run_starts_at_nothing_forgotten():
+    nan = math.nan
+    run = {"step": [0, 1, 2], "metric": [0.0, nan, 0.5], "source_loss": [3.0, nan, 3.25]}
+    assert curves.judged(run) == ([0, 2], [0.0, 0.5], [0.0, 0.25])
+    assert curves.smooth([1, 9, 2, 8], 3) == [1, 5, 2, 8]
+
+
+@pytest.mark.parametrize("module, arguments", [(plot, ["x"]), (figures, [])])
+def test_without_matplotlib_there_is_one_sentence(module, arguments, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(curves, "available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["it", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "pip install matplotlib" in error and error.count("\n") == 1
+
+
+def test_a_run_without_matplotlib_leaves_no_picture(tiny, monkeypatch):
+    monkeypatch.setattr(curves, "available", lambda: False)
+    tiny("--steps", "2", "--out_dir", "o")
+    assert not Path("o/curves.png").exists() and Path("o/result.json").exists()
+
+
+@drawn
+def test_directories_without_a_run_are_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        plot.main()
+    assert "holds no run" in capsys.readouterr().err
+
+
+# Comparing
+
+def test_every_method_gets_the_same_flags_but_for_an_adapters():
+    given = "--rank 16 --no-rslora --targets c_fc c_attn --grad_clip 2".split()
+    flags = {method: compare.flags_of(given, "math", method, 1e-3, 1) for method in compare.METHODS}
+    args = {method: train.parse_args(words.split()) for method, words in flags.items()}
+    assert flags["full"].count("--") == 8 and args["full"].rank is None
+    for name in ("betas", "steps", "batch_size", "seed", "lr", "grad_clip", "warmup", "data"):
+        assert len({str(getattr(each, name)) for each in args.values()}) == 1
+    assert args["loraga"].rank == 16 and args["lora"].targets == ["c_fc", "c_attn"]
+    assert all(f"--{name}" in words for name in ("steps", "betas", "batch_size")
+               for words in flags.values())  # said in full, so that a row outlives the defaults
+
+
+def result(method, lr, learned, forgotten=1.0, metric="exact match"):
+    return {"method": method, "lr": lr, "metric": metric, "learned": learned, "trained": 5,
+            "forgotten": forgotten, "optimizer_bytes": 2e6, "seconds": 3}
+
+
+def test_the_table_has_medians_at_the_best_rate_and_says_where_it_is_an_edge():
+    found = [result("lora", lr, learned) for lr, all_of_it in
+             {1e-3: (0.1, 0.99, 0.2), 2e-3: (0.5, 0.7, 0.6), 4e-3: (0.3, 0.3, 1.0)}.items()
+             for learned in all_of_it]
+    found += [result("full", lr, 0.5, forgotten=lr) for lr in (1.0, 2.0)]
+    text = compare.table(found, ["full", "lora"])
+    assert "| lora | 0.002 | 60.0% (50.0% to 70.0%) |" in text
+    assert "| full | 1 |" in text  # learned alike, forgot less
+    assert text.endswith("so perhaps better beyond: full.")
+    losses = [result("lora", lr, 1 / lr, metric="loss") for lr in (1.0, 2.0, 3.0)]
+    assert "| lora | 3 | 0.333 |" in compare.table(losses, ["lora"])
+
+
+def test_a_run_that_diverged_counts_as_the_worst():
+    row = {"flags": "--method lora --lr 1", "metric": "diverged"}
+    fine = {**dict.fromkeys(compare.NUMBERS, "2"), "flags": "--method lora", "metric": "loss"}
+    bad, good = compare.results([row, fine])
+    assert bad["learned"] == math.inf and good["learned"] == 2 and good["forgotten"] == 0
+    with pytest.raises(InputError, match="diverged"):
+        compare.results([row])
+
+
+COMPARE = [sys.executable, "-m", "experiments.compare", "--data", "data/e2e_sample.jsonl",
+           "--methods", "full", "lora", "--lrs", "1e-3", "--seeds", "1", "--jobs", "2",
+           "--batch_size", "2", "--eval_interval", "1"]
+
+
+def test_a_comparison_that_is_killed_goes_on_and_ends_as_one_that_is_not(tmp_path):
+    def rows(out):
+        return {row["flags"]: [row[name] for name in ("learned", "docs", "path")]
+                for row in sweep.read(tmp_path / out / "runs.csv")}
+
+    def start(out):
+        return subprocess.Popen([*COMPARE, "--steps", "6", "--out", str(tmp_path / out)], cwd=ROOT,
+                                stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    killed = start("parts")
+    assert killed.stdout.readline().startswith("0 of 2 runs are in")
+    work = ROOT / "out" / sweep.work_of(tmp_path / "parts" / "runs.csv")
+    until = time.time() + 120
+    while not list(work.glob("*/ckpt.pt")) and time.time() < until:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)  # its runs live on for a while
+    killed.wait()
+    assert not rows("parts")
+    again = start("parts")
+    output = again.communicate()[0]
+    assert again.returncode == 0 and "| lora | 0.001 |" in output and not work.exists()
+    once_more = subprocess.run([*COMPARE, "--steps", "6", "--out", str(tmp_path / "parts")],
+                               cwd=ROOT, capture_output=True, text=True)
+    assert once_more.stdout.startswith("2 of 2 runs are in")
+    start("whole").wait()
+    assert rows("whole") == rows("parts") and len(rows("whole")) == 2
+    assert "| full | 0.001 |" in (tmp_path / "whole" / "table.md").read_text(encoding="utf-8")
+    pictures = [tmp_path / "whole" / f"compare.{kind}" for kind in ("png", "svg")]
+    assert all(path.exists() == curves.available() for path in pictures)
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    ("--rank 0", "argument --rank: 0 is not allowed"), ("--lr 1", "--lr is set by the comparison"),
+    ("--methods adam", "invalid choice: 'adam'"), ("--rnk 3", "unrecognized arguments: --rnk 3")])
+def test_what_a_comparison_cannot_take_is_a_sentence(flags, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", *flags.split()])
+    with pytest.raises(SystemExit) as stop:
+        compare.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in error and error.count("\n") == 1
+
+
+# Stored numbers
+
+def test_the_readmes_table_is_that_of_the_stored_runs():
+    found = compare.results(sweep.read(MATH))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in compare.table(found, compare.METHODS).splitlines():
+        assert line in readme, line
+
+
+def test_stored_claims_hold_and_are_what_the_commands_compute():
+    tables = {name: figures.read(name) for name in ("widths", "alignment", "conditioning")}
+    assert all(holds for *_, holds in claims.verdicts(**tables))
+    stored = {(row["condition"], row["imbalance"]): row for row in tables["conditioning"]}
+    for case in ((1, 1), (10, 1), (10, 4)):
+        counts = [min(claims.iterations(*case, size, preconditioned, most=200)
+                      for size in claims.STEP_SIZES) for preconditioned in (False, True)]
+        assert counts == [stored[case]["plain"], stored[case]["preconditioned"]]
+
+
+def test_bs_share_falls_as_one_over_the_root_of_the_width_unless_the_ratio_grows():
+    """LoRA+ §3.2: at one rate η for both, η²n = Θ(1), and B's part is Θ(η) = Θ(n^-½)."""
+    rows = figures.read("widths")
+    slopes = {}
+    for rule in claims.RULES:
+        share = {row["width"]: row["share_of_B"] for row in rows if row["rule"] == rule}
+        slopes[rule] = math.log(share[4096] / share[64]) / math.log(4096 / 64)
+    shared, constant, linear = slopes.values()
+    assert -0.6 < shared < -0.35 and -0.6 < constant < -0.3 and abs(linear) < 0.1
+    again = statistics.median(claims.share_of_B(64, 1, seed) for seed in range(25))
+    assert math.isclose(again, rows[0]["share_of_B"], rel_tol=0.05)
+
+
+@drawn
+def test_the_readmes_figures_are_there_and_their_command_makes_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
+    figures.main()
+    made = {path.name for path in tmp_path.iterdir()}
+    shown = set(re.findall(r"\(experiments/figures/(\S+?)\)",
+                           (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert shown == made and len(made) == 5
+    pictures = [path for kind in ("svg", "png") for path in ROOT.glob(f"experiments/**/*.{kind}")]
+    assert sum(path.stat().st_size for path in pictures) <= 600_000
