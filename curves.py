@@ -122,7 +122,7 @@ def draw(directories, path):
 
 def in_percent(panel):
     """The vertical axis from 0 to 100 %."""
-    panel.set_ylim(-0.02, 1.02)
+    panel.set_ylim(-0.03, 1.04)
     panel.yaxis.set_major_formatter("{x:.0%}")
 
 

@@ -1202,7 +1202,12 @@ def test_gpt_generate_is_greedy_at_0_seeded_and_leaves_other_randomness_alone():
 def test_readme_example_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    snippet, code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    batches = [tokens()]
+    known = {"torch": torch, "model": gpt(), "batches": batches, "loss_fn": gpt_loss}
+    exec(snippet, known)
+    gpt_loss(known["model"], batches[0]).backward()
+    known["optimizer"].step()
     names = {}
     exec(code, names)
     x = torch.randn(5, 64)

@@ -82,7 +82,7 @@ def build_parser():
     add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL; "
         "without it, the shipped base")
     add("--out_dir", help="where the files go; out/<task>-<method>-r<rank> if not set")
-    add("--eval_interval", type=count, default=100, help="steps from one evaluation to the next")
+    add("--eval_interval", type=count, help="steps between evaluations; a fifth of --steps")
     add("--export", choices=["peft"], help="write the adapter in PEFT's format as well")
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", action="store_true", help="go on from the checkpoint in the out directory")
@@ -113,6 +113,7 @@ def parse_args(argv=None):
     parts = args.grad_accum * PROCESSES
     of_pairs = args.data == "math" or args.data.endswith(".jsonl")
     args.batch_size = args.batch_size or (32 if of_pairs else 16)
+    args.eval_interval = args.eval_interval or math.ceil(args.steps / 5)
     if args.batch_size % parts:
         parser.error(f"--batch_size {args.batch_size} must be a multiple of {parts}, "
                      "--grad_accum times processes")

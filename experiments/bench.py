@@ -264,11 +264,11 @@ def share_beside_steps(data, args):
     ms = in_turn({
         "batch": lambda: task.batch(0, 0, run.batch_size),
         "step": lambda: train.train_step(run, model, optimizer, batch, 50),
-        "target": lambda: task.evaluate(model),
-        "source": lambda: source.evaluate(model, train.SOURCE_WINDOWS),
+        "whole": lambda: train.judge(model, task, source),
+        "along": lambda: train.judge(model, task, source, whole=False),
     }, args.rounds)
-    evaluations = 1 + run.steps / run.eval_interval
-    beside = run.steps * ms["batch"] + evaluations * ms["target"] + 2 * ms["source"]
+    along = math.ceil(run.steps / run.eval_interval) - 1
+    beside = run.steps * ms["batch"] + 2 * ms["whole"] + along * ms["along"]
     return beside / (beside + run.steps * ms["step"])
 
 

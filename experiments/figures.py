@@ -43,12 +43,12 @@ def lora():
     panel.set(xlim=(0, 18), ylim=(0, 8.4))
     panel.axis("off")
 
-    def box(corners, color, text, below=""):
+    def box(corners, color, text, shape):
         xs, ys = zip(*corners)
         panel.fill(xs, ys, facecolor=color, alpha=0.25, edgecolor=color, linewidth=2)
         middle = (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2
         panel.text(*middle, text, ha="center", va="center", fontsize=15)
-        panel.text(middle[0], min(ys) - 0.15, below, ha="center", va="top", fontsize=12)
+        panel.text(middle[0], min(ys) - 0.1, shape, ha="center", va="top", fontsize=12)
 
     def arrow(start, end):
         panel.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "lw": 1.8})
@@ -56,8 +56,7 @@ def lora():
     def square(x, y, width, height):
         return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 
-    box(square(4.6, 4.9, 7, 3), BLUE, "$W_0$   frozen", "")
-    panel.text(11.8, 6.4, "$d_{out}\\times d_{in}$", fontsize=12, va="center", ha="left")
+    box(square(4.6, 4.9, 7, 3), BLUE, "$W_0$\nfrozen", "$d_{out}\\times d_{in}$")
     box([(4.6, 0.9), (7.6, 1.9), (7.6, 2.9), (4.6, 3.9)], ORANGE, "$A$\nrandom",
         "$r\\times d_{in}$")
     box([(8.6, 1.9), (11.6, 0.9), (11.6, 3.9), (8.6, 2.9)], ORANGE, "$B$\nzero",
@@ -72,7 +71,7 @@ def lora():
     panel.plot([11.6, 12.5], [2.4, 2.4], color="black", lw=1.8)
     panel.text(12.9, 2.4, "$\\times\\, s$", fontsize=15, ha="center", va="center")
     panel.plot([13.4, 14.6], [2.4, 2.4], color="black", lw=1.8)
-    panel.plot([13.4, 14.6], [6.4, 6.4], color="black", lw=1.8)
+    panel.plot([11.6, 14.6], [6.4, 6.4], color="black", lw=1.8)
     arrow((14.6, 2.4), (14.6, 4.05))
     arrow((14.6, 6.4), (14.6, 4.75))
     panel.text(14.6, 4.4, "$+$", fontsize=20, ha="center", va="center")
