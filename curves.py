@@ -101,7 +101,10 @@ def draw(directories, path):
     """
     figure, (training, learning, trade) = new_figure(16, 5.5, panels=3)
     runs = [read_run(directory) for directory in directories]
-    for i, (run, label) in enumerate(zip(runs, labels(runs))):
+    names = labels(runs)
+    if len(set(names)) < len(names):  # the same experiment in several places
+        names = list(map(str, directories))
+    for i, (run, label) in enumerate(zip(runs, names)):
         color, line, marker = LOOKS[i % len(LOOKS)]
         look = {"color": color, "linestyle": line, "label": label}
         loss = smooth(run["loss"][1:], max(1, len(run["loss"]) // 50))

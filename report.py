@@ -91,7 +91,8 @@ def what_is_next(args, result):
     yield f"python -m experiments.compare{same}    all five methods, each at its best rate"
     forgotten = result["source_loss_after"] - result["source_loss_before"]
     if forgotten > 1:
-        yield f"--lr {args.lr / 3:.1g}, since it forgot {forgotten:.1f} nats: a lower one forgets less"
+        yield (f"--lr {args.lr / 3:.1g}, since it forgot {forgotten:.1f} nats: "
+               "a lower one forgets less")
     if still_learning(result):
         yield f"--steps {2 * args.steps}, since it was still learning at its end"
 

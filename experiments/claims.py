@@ -2,8 +2,9 @@
 
     python -m experiments.claims
 
-writes a CSV for each question to experiments/results, from which experiments.figures draws, and prints the verdicts; the exit code is 1 if a claim fails. No figure
-depends on training: these are statements about first steps and about small exact problems.
+writes a CSV for each question to experiments/results, from which experiments.figures draws, and
+prints the verdicts; the exit code is 1 if a claim fails. Nothing here is trained for long: these
+are statements about first steps and about small exact problems.
 """
 import csv
 import io

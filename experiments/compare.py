@@ -15,6 +15,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import torch
+
 import curves
 import train
 from data.files import InputError, replace_file
@@ -71,10 +73,12 @@ def results(rows):
         if row["metric"] == "diverged":
             worst = 0.0 if metric == "exact match" else float("inf")
             result.update(learned=worst, forgotten=float("inf"), trained=0, optimizer_bytes=0,
-                          seconds=0)
+                          seconds=0, path=[])
         else:
             result.update({name: float(row[name]) for name in NUMBERS})
             result["forgotten"] = result["docs"] - result["docs_before"]
+            result["path"] = [[float(number) for number in point.split(":")]
+                              for point in row["path"].split()]
         found.append(result)
     return found
 
@@ -125,11 +129,37 @@ def table(found, methods):
         mine = rates[best]
         cells = (method, f"{best:g}", spread(mine, "learned", form),
                  spread(mine, "forgotten", "{:.2f}"), f"{median(mine, 'trained'):,.0f}",
-                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB", f"{median(mine, 'seconds'):.0f}")
+                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB",
+                 f"{median(mine, 'seconds'):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     if edges:
         lines += ["", f"Best at the edge of the rates that were tried, so perhaps better beyond: "
                       f"{', '.join(edges)}."]
+    return "\n".join(lines)
+
+
+def forgotten_at(results, level):
+    """The median over seeds of the docs loss's rise when exact match first reached a level."""
+    rises = []
+    for result in results:
+        reached = (docs - result["docs_before"] for _, metric, docs in result["path"]
+                   if metric >= level)
+        rises.append(next(reached, float("inf")))
+    return statistics.median(rises)
+
+
+def equal_learning(found, methods, levels=(0.5, 0.9)):
+    """A Markdown table: what has been forgotten at a level, at the rate that forgot least."""
+    lines = ["| method | " + " | ".join(f"at {level:.0%}" for level in levels) + " |",
+             "|---" * (len(levels) + 1) + "|"]
+    for method in methods:
+        cells = [method]
+        for level in levels:
+            rises = {lr: forgotten_at(results, level)
+                     for lr, results in at_rates(found, method).items()}
+            lr = min(rises, key=rises.get)
+            cells.append(f"{rises[lr]:.2f} (lr {lr:g})" if rises[lr] < float("inf") else "–")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -183,6 +213,9 @@ def compare(args, given):
     text = f"`python -m experiments.compare {shlex.join(sys.argv[1:])}`: medians of " \
            f"{args.seeds} seeds (and their range), each method at its best learning rate\n\n" \
            f"{table(found, methods)}\n"
+    if found[0]["metric"] == "exact match":
+        text += "\nThe docs loss's rise when that much was first learned, at the learning rate " \
+                f"that forgot least\n\n{equal_learning(found, methods)}\n"
     with replace_file(out / "table.md") as file:
         file.write(text.encode())
     print(f"\n{text}")
@@ -205,10 +238,11 @@ def main():
     add("--lrs", nargs="+", type=number(float, 1e-12, 1e36), metavar="LR", help="the learning "
         "rates to try; else each method's own default, its half and its double")
     add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
-    add("--jobs", type=number(int, 1), default=os.cpu_count(), help="runs side by side, a core "
-        "each; 1 on a GPU")
+    add("--jobs", type=number(int, 1), help="runs side by side; as many as there are cores, or 1 "
+        "where there is a GPU")
     add("--out", metavar="DIR", help="where the results go; out/compare-<data> without it")
     args, given = parser.parse_known_args()
+    args.jobs = args.jobs or (1 if torch.cuda.is_available() else os.cpu_count())
     for word in given:
         if word in OWN:
             parser.error(f"{word} is set by the comparison itself")
