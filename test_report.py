@@ -150,11 +150,11 @@ def test_every_method_gets_the_same_flags_but_for_an_adapters():
     given = "--rank 16 --no-rslora --targets c_fc c_attn --grad_clip 2".split()
     flags = {method: compare.flags_of(given, "math", method, 1e-3, 1) for method in compare.METHODS}
     args = {method: train.parse_args(words.split()) for method, words in flags.items()}
-    assert flags["full"].count("--") == 8 and args["full"].rank is None
+    assert flags["full"].count("--") == 9 and args["full"].rank is None
     for name in ("betas", "steps", "batch_size", "seed", "lr", "grad_clip", "warmup", "data"):
         assert len({str(getattr(each, name)) for each in args.values()}) == 1
     assert args["loraga"].rank == 16 and args["lora"].targets == ["c_fc", "c_attn"]
-    assert all(f"--{name}" in words for name in ("steps", "betas", "batch_size")
+    assert all(f"--{name}" in words for name in ("steps", "betas", "batch_size", "eval_interval")
                for words in flags.values())  # said in full, so that a row outlives the defaults
 
 

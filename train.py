@@ -32,7 +32,7 @@ PRESETS = {  # learning rates: each method's best in experiments/README.md, with
     "lora": {"lr": 5e-3},
     "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True, "alpha": 8.0},
-    "riemannian": {"lr": 1e-2, "precondition": True},
+    "riemannian": {"lr": 5e-3, "precondition": True},
     "pretrain": {**NO_ADAPTER, "lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8,
                  "warmup": 300, "weight_decay": 0.1, "betas": [0.9, 0.99], "eval_interval": 1000},
 }

@@ -9,6 +9,7 @@ side by side; each is a row of runs.csv in --out as soon as it ends, and the sam
 after a stop. At the end it writes table.md, compare.png and compare.svg there.
 """
 import argparse
+import math
 import os
 import shlex
 import statistics
@@ -23,8 +24,11 @@ from data.files import InputError, replace_file
 from experiments import sweep
 from runs import number
 
-METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
+NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "loraga": "LoRA-GA",
+         "riemannian": "preconditioned"}
+METHODS = tuple(NAMES)
 AROUND = (0.5, 1, 2)  # times a method's own learning rate
+CHANCE = 0.02  # so much more of the questions, or of the loss, is no reason to prefer a rate
 NUMBERS = ("learned", "docs_before", "docs", "trained", "optimizer_bytes", "seconds")
 OWN = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite")  # set here
 
@@ -46,6 +50,8 @@ def flags_of(given, data, method, lr, seed):
         if f"--{name}" not in flags:
             value = getattr(args, name)
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    if "--eval_interval" not in flags:
+        flags += ["--eval_interval", str(math.ceil(args.steps / 10))]  # ten points of its path
     return shlex.join(flags)
 
 
@@ -97,10 +103,16 @@ def median(results, name):
 
 
 def best_rate(rates):
-    """The rate at which the median seed has learned most; among equals, forgotten least."""
-    sign = -1 if next(iter(rates.values()))[0]["metric"] == "exact match" else 1
-    return min(rates, key=lambda lr: (sign * median(rates[lr], "learned"),
-                                      median(rates[lr], "forgotten")))
+    """Of the rates at which the median seed has learned most, but for CHANCE, the one that has
+    forgotten least."""
+    medians = {lr: median(results, "learned") for lr, results in rates.items()}
+    if next(iter(rates.values()))[0]["metric"] == "exact match":
+        most = max(medians.values())
+        equals = [lr for lr in rates if medians[lr] >= most - CHANCE]
+    else:
+        least = min(medians.values())
+        equals = [lr for lr in rates if medians[lr] <= least * (1 + CHANCE)]
+    return min(equals, key=lambda lr: median(rates[lr], "forgotten"))
 
 
 def spread(results, name, form):
@@ -169,7 +181,7 @@ def learned_by_rate(panel, found, methods):
         color, line, marker = curves.LOOKS[METHODS.index(method)]
         rates = at_rates(found, method)
         panel.plot(list(rates), [median(rates[lr], "learned") for lr in rates], color=color,
-                   linestyle=line, marker=marker, markersize=9, label=method)
+                   linestyle=line, marker=marker, markersize=9, label=NAMES[method])
         for lr, results in rates.items():
             panel.plot([lr] * len(results), [result["learned"] for result in results], ".",
                        color=color)
@@ -187,7 +199,7 @@ def learned_against_forgotten(panel, found, methods):
             panel.plot([max(result["forgotten"], 0.01) for result in results],
                        [result["learned"] for result in results], linestyle="none", marker=marker,
                        markersize=9, markeredgewidth=1.8, color=color, markerfacecolor=face,
-                       label=method if lr == best else None)
+                       label=NAMES[method] if lr == best else None)
     panel.set(xscale="log", xlabel=curves.FORGOTTEN, ylabel=f"learned: {found[0]['metric']}")
     panel.xaxis.set_major_formatter("{x:g}")
 
