@@ -33,7 +33,8 @@ def learned_and_forgotten():
     curves.in_percent(panel)
     panel.set_ylabel("learned: sums answered exactly")
     panel.set_xlabel("forgotten: rise of the loss on what it had read, nats per token")
-    panel.text(0.03, 0.55, "better ↖", transform=panel.transAxes, color="dimgray")
+    panel.text(0.03, 0.55, "better ↖", transform=panel.transAxes, color="dimgray",
+               fontsize=14)
     curves.name_lines(figure, panel, columns=3)
     return figure
 
