@@ -178,7 +178,8 @@ def test_the_table_has_medians_at_the_best_rate_and_says_where_it_is_an_edge():
 
 def test_a_run_that_diverged_counts_as_the_worst():
     row = {"flags": "--method lora --lr 1", "metric": "diverged"}
-    fine = {**dict.fromkeys(compare.NUMBERS, "2"), "flags": "--method lora", "metric": "loss"}
+    fine = {**dict.fromkeys(compare.NUMBERS, "2"), "flags": "--method lora", "metric": "loss",
+            "path": "0:5.0:2.0 9:2.0:2.0"}
     bad, good = compare.results([row, fine])
     assert bad["learned"] == math.inf and good["learned"] == 2 and good["forgotten"] == 0
     with pytest.raises(InputError, match="diverged"):
@@ -239,6 +240,13 @@ def test_the_readmes_table_is_that_of_the_stored_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in compare.table(found, compare.METHODS).splitlines():
         assert line in readme, line
+    told = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for line in compare.equal_learning(found, compare.METHODS).splitlines():
+        assert line in told, line
+    for method in compare.METHODS:
+        rises = [compare.forgotten_at(results, 0.9)
+                 for results in compare.at_rates(found, method).values()]
+        assert f" {min(rises):.2f}" in readme
 
 
 def test_stored_claims_hold_and_are_what_the_commands_compute():
