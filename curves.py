@@ -55,7 +55,8 @@ def read_run(directory):
             result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         else:
             checkpoint = load_file(directory / "ckpt.pt")
-            result = {"settings": checkpoint["settings"], "metric_name": "metric"}
+            result = {"settings": checkpoint["settings"],
+                      "metric_name": checkpoint["progress"]["metric_name"]}
         with open(directory / "log.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         columns = {name: [float(row[name] or "nan") for row in rows]
@@ -114,13 +115,17 @@ def draw(directories, path):
         trade.plot(forgotten, metric, **look, marker=marker, markevery=[-1], markersize=11)
     metrics = " / ".join(sorted({run["metric_name"] for run in runs}))
     training.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
-    learning.set(xlabel="step", ylabel=f"learned: {metrics}")
-    trade.set(xlabel=FORGOTTEN, ylabel=f"learned: {metrics}")
+    learning.set(xlabel="step", ylabel=learned(metrics))
+    trade.set(xlabel=FORGOTTEN, ylabel=learned(metrics))
     if metrics == "exact match":
         for panel in (learning, trade):
             in_percent(panel)
     name_lines(figure, trade)
     write(figure, path)
+
+
+def learned(metric):
+    return "learned: held-out loss (low is good)" if metric == "loss" else f"learned: {metric}"
 
 
 def in_percent(panel):

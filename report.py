@@ -1,4 +1,5 @@
 """What a run says: a line now and then, at its end what it learned and forgot, and what is next."""
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -56,10 +57,18 @@ def show_result(args, model, task, result, log):
           f"{result['seconds']:.0f} s")
     print("\ntraining loss", *text_plot([row["loss"] for row in log[1:]]), sep="\n  ")
     print("\nsamples", *task.samples(model), sep="\n  ")
-    if curves.available():
-        curves.draw([args.out_dir], Path(args.out_dir) / "curves.png")
+    picture(args.out_dir)
     print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
     print("\nnext", *what_is_next(args, result), sep="\n  ")
+
+
+def picture(directory):
+    """Draws curves.png where matplotlib is installed; its failure is not that of a finished run."""
+    if curves.available():
+        try:
+            curves.draw([directory], Path(directory) / "curves.png")
+        except Exception as error:
+            print(f"\ncurves.png could not be drawn: {error}")
 
 
 def text_plot(values, width=64, height=7):
@@ -83,11 +92,14 @@ def what_is_next(args, result):
     if args.method == "pretrain":
         yield f"cp {args.out_dir}/model.pt data/base.pt    makes it the base of every run"
         return
-    same = "" if args.data == "math" else f" --data {args.data}"
-    yield f"python sample.py --adapter {args.out_dir}    asks it, and the base model beside it"
+    names = [name for name in ("val_data", "init_from") if getattr(args, name)]
+    names += ["data"] if args.data != "math" else []
+    same = "".join(f" --{name} {shlex.quote(getattr(args, name))}" for name in sorted(names))
+    directory = shlex.quote(args.out_dir)
+    yield f"python sample.py --adapter {directory}    asks it, and the base model beside it"
     other = "loraga" if args.method == "full" else "full"
     yield f"python train.py --method {other}{same}    what the same data do to the model that way"
-    yield f"python -m experiments.plot {args.out_dir} ...    draws it and other runs"
+    yield f"python -m experiments.plot {directory} ...    draws it and other runs"
     yield f"python -m experiments.compare{same}    all five methods, each at its best rate"
     forgotten = result["source_loss_after"] - result["source_loss_before"]
     if forgotten > 1:
@@ -102,4 +114,4 @@ def still_learning(result):
     history = result["history"]
     earlier = next(metric for step, metric, _ in history if step >= 0.75 * result["steps"])
     before, after = result["metric_before"], result["metric_after"]
-    return abs(after - earlier) > 0.05 * abs(after - before) > 0
+    return after != before and (after - earlier) / (after - before) > 0.05

@@ -2,6 +2,7 @@
 import csv
 import math
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -70,13 +71,16 @@ def test_what_is_next_fits_the_run():
         result = {"source_loss_before": 3.0, "source_loss_after": 3.2, "metric_before": 0.0,
                   "metric_after": 0.9, "steps": 100,
                   "history": [[0, 0.0, 3], [80, 0.9, 3], [100, 0.9, 3.2]], **more}
-        return "\n".join(report.what_is_next(train.parse_args(flags.split()), result))
+        return "\n".join(report.what_is_next(train.parse_args(shlex.split(flags)), result))
 
     assert "--method full" in told("--method lora") and "--lr" not in told("--method lora")
     assert "--method loraga --data a.txt" in told("--method full --data a.txt")
     assert "--lr 0.003, since it forgot 2.0 nats" in told("--lr 1e-2", source_loss_after=5.0)
     assert "--steps 200" in told("--steps 100", metric_after=0.99)
     assert "--steps" not in told("--steps 100")
+    worse = {"metric_before": 5.0, "metric_after": 1.6, "history": [[80, 1.0, 3], [100, 1.6, 3]]}
+    assert "--steps" not in told("--steps 100", **worse)
+    assert "--data 'a b.txt' --init_from gpt2" in told("--init_from gpt2 --data a\\ b.txt")
     assert told("--method pretrain").startswith("cp out/docs-pretrain/model.pt data/base.pt")
     for command in re.findall(r"python (\S+\.py)|-m (\S+)", told("--method lora")):
         path = command[0] or command[1].replace(".", "/") + ".py"
@@ -98,6 +102,18 @@ def test_runs_are_drawn_finished_or_not_and_alike_each_time(tiny, monkeypatch):
     plot.main()
     assert Path("both.svg").read_bytes() == first and Path("both.png").stat().st_size > 10_000
     assert curves.read_run("b")["step"] == [0, 1, 2, 3]
+    assert curves.read_run("b")["metric_name"] == curves.read_run("a")["metric_name"]
+
+
+@drawn
+def test_a_picture_that_fails_is_told_and_fails_no_run(tiny, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(curves, "draw", fail)
+    tiny("--steps", "2", "--out_dir", "o")
+    told = capsys.readouterr().out
+    assert "could not be drawn: no fonts" in told and "\nnext\n" in told
 
 
 def test_labels_say_in_what_runs_differ():
@@ -182,6 +198,8 @@ def test_a_run_that_diverged_counts_as_the_worst():
             "path": "0:5.0:2.0 9:2.0:2.0"}
     bad, good = compare.results([row, fine])
     assert bad["learned"] == math.inf and good["learned"] == 2 and good["forgotten"] == 0
+    no_number = compare.results([{**fine, "learned": "nan"}])
+    assert no_number[0]["learned"] == math.inf
     with pytest.raises(InputError, match="diverged"):
         compare.results([row])
 
@@ -224,6 +242,8 @@ def test_a_comparison_that_is_killed_goes_on_and_ends_as_one_that_is_not(tmp_pat
 
 @pytest.mark.parametrize("flags, sentence", [
     ("--rank 0", "argument --rank: 0 is not allowed"), ("--lr 1", "--lr is set by the comparison"),
+    ("--seed=7", "--seed is set by the comparison"),
+    ("--precondition", "--precondition is set by the comparison"),
     ("--methods adam", "invalid choice: 'adam'"), ("--rnk 3", "unrecognized arguments: --rnk 3")])
 def test_what_a_comparison_cannot_take_is_a_sentence(flags, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", *flags.split()])

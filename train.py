@@ -206,7 +206,8 @@ def begin(args, model, task, source, batch_at):
     """The measurements before the first step, and LoRA-GA -> the optimizer, the progress."""
     before = judge(model, task, source)
     first = {"step": 0, **columns(task, before)}
-    progress = {"step": 0, "seconds": 0.0, "log": [first], "before": before}
+    progress = {"step": 0, "seconds": 0.0, "log": [first], "before": before,
+                "metric_name": task.metric}
     if args.init == "ga":
         batches = [part for step in range(GA_BATCHES)
                    for part in parts_of(batch_at(step), args.grad_accum * PROCESSES)]

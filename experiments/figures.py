@@ -59,9 +59,9 @@ def lora():
         return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 
     box(square(4.6, 4.9, 7, 3), BLUE, "$W_0$\nfrozen", "$d_{out}\\times d_{in}$")
-    box([(4.6, 0.9), (7.6, 1.9), (7.6, 2.9), (4.6, 3.9)], ORANGE, "$A$\nrandom",
+    box([(4.6, 0.9), (7.6, 1.9), (7.6, 2.9), (4.6, 3.9)], ORANGE, "$A$ trains\nfrom random",
         "$r\\times d_{in}$")
-    box([(8.6, 1.9), (11.6, 0.9), (11.6, 3.9), (8.6, 2.9)], ORANGE, "$B$\nzero",
+    box([(8.6, 1.9), (11.6, 0.9), (11.6, 3.9), (8.6, 2.9)], ORANGE, "$B$ trains\nfrom zero",
         "$d_{out}\\times r$")
     panel.text(8.1, 3.25, "$r$", fontsize=14, ha="center")
     panel.text(0.4, 4.4, "$x$", fontsize=18, ha="left", va="center")
@@ -86,8 +86,8 @@ def widths():
     """LoRA+: B's share of the update against the width, by the rule for the two rates."""
     figure, panel = curves.new_figure(7, 4.2)
     rows = read("widths")
-    names = {"shared rate": "one rate for both (LoRA)",
-             "constant ratio 16": "B's rate 16 × A's",
+    names = {"shared rate": "ratio 1 (LoRA)",
+             "constant ratio 16": "ratio 16",
              "ratio n/16": "ratio n/16"}
     for (rule, name), (color, line, marker) in zip(names.items(), curves.LOOKS):
         mine = [row for row in rows if row["rule"] == rule]
@@ -101,7 +101,7 @@ def widths():
     panel.set_xticks([], minor=True)
     panel.set_yticks([0.03, 0.1, 0.3], ["3 %", "10 %", "30 %"])
     panel.set_yticks([], minor=True)
-    curves.name_lines(figure, panel, columns=2)
+    curves.name_lines(figure, panel, columns=3)
     return figure
 
 
@@ -137,7 +137,7 @@ def conditioning():
                                            (curves.LOOKS[1], curves.LOOKS[0])):
         panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
                    markersize=8, label=f"{name} gradient descent")
-    panel.set(xscale="log", yscale="log", xlabel="condition number κ", ylabel="steps to 1e-6")
+    panel.set(xscale="log", yscale="log", xlabel="condition number κ", ylabel="steps to a relative error of 1e-6")
     panel.set_xticks(x, [f"{kappa:g}" for kappa in x])
     panel.set_xticks([], minor=True)
     panel.set_yticks([10, 100, 1000], ["10", "100", "1000"])

@@ -48,10 +48,9 @@ def run(flags, directory, threads):
     """`python train.py FLAGS`, begun or taken up again -> its row."""
     command = [sys.executable, str(ROOT / "train.py"), *shlex.split(flags),
                "--out_dir", str(directory)]
-    if (directory / "ckpt.pt").exists():
-        command.append("--resume")
     while True:
-        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        resume = ["--resume"] if (directory / "ckpt.pt").exists() else []
+        ended = subprocess.run(command + resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
         if "in use by another run" not in ended.stderr:
             break
