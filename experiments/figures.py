@@ -137,7 +137,7 @@ def conditioning():
                                            (curves.LOOKS[1], curves.LOOKS[0])):
         panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
                    markersize=8, label=f"{name} gradient descent")
-    panel.set(xscale="log", yscale="log", xlabel="condition number κ", ylabel="steps to a relative error of 1e-6")
+    panel.set(xscale="log", yscale="log", xlabel="condition number κ", ylabel="steps to error 1e-6")
     panel.set_xticks(x, [f"{kappa:g}" for kappa in x])
     panel.set_xticks([], minor=True)
     panel.set_yticks([10, 100, 1000], ["10", "100", "1000"])
