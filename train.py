@@ -82,7 +82,8 @@ def build_parser():
     add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL; "
         "without it, the shipped base")
     add("--out_dir", help="where the files go; out/<task>-<method>-r<rank> if not set")
-    add("--eval_interval", type=count, help="steps between evaluations; a fifth of --steps")
+    add("--eval_interval", type=count, help="steps from one evaluation, and "
+        "checkpoint, to the next; a fifth of --steps")
     add("--export", choices=["peft"], help="write the adapter in PEFT's format as well")
     either = parser.add_mutually_exclusive_group().add_argument
     either("--resume", action="store_true", help="go on from the checkpoint in the out directory")
