@@ -80,6 +80,7 @@ def test_what_is_next_fits_the_run():
     assert "--steps" not in told("--steps 100")
     worse = {"metric_before": 5.0, "metric_after": 1.6, "history": [[80, 1.0, 3], [100, 1.6, 3]]}
     assert "--steps" not in told("--steps 100", **worse)
+    assert "--steps" not in told("--steps 100", metric_before=0.9)  # nothing learned at all
     assert "--data 'a b.txt' --init_from gpt2" in told("--init_from gpt2 --data a\\ b.txt")
     assert told("--method pretrain").startswith("cp out/docs-pretrain/model.pt data/base.pt")
     for command in re.findall(r"python (\S+\.py)|-m (\S+)", told("--method lora")):
