@@ -6,8 +6,6 @@ takes its part of every batch, and process 0 alone writes.
 """
 import argparse
 import contextlib
-import csv
-import io
 import json
 import math
 import os
@@ -22,7 +20,8 @@ import torch.distributed as dist
 import huggingface
 import lora
 from data import base
-from data.files import TEMPORARY, InputError, about_input, load_file, replace_file, save
+from data.files import (TEMPORARY, InputError, about_input, load_file, replace_file, save,
+                        write_csv)
 
 try:
     import fcntl
@@ -156,12 +155,7 @@ def save_checkpoint(args, model, optimizer, progress):
     contents = {"settings": settings_of(args), "progress": progress, "model": trained_state(model),
                 "optimizer": optimizer.state_dict()}
     save(Path(args.out_dir) / "ckpt.pt", contents)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, LOG, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(progress["log"])
-    with replace_file(Path(args.out_dir) / "log.csv") as file:
-        file.write(table.getvalue().encode())
+    write_csv(Path(args.out_dir) / "log.csv", LOG, progress["log"])
 
 
 def restore(checkpoint, model, build_optimizer):

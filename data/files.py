@@ -1,5 +1,7 @@
 """Files that are whole or absent, and the error for what a user can mend."""
 import contextlib
+import csv
+import io
 import os
 import warnings
 import zipfile
@@ -39,6 +41,16 @@ def save(path, value):
     except RuntimeError as error:  # what torch.save makes of a write that failed
         reason = str(error).splitlines()[0]
         raise OSError(f"{path} could not be written: is the disk full? ({reason})") from None
+
+
+def write_csv(path, columns, rows):
+    """Writes rows, dicts, under a line with their columns' names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replace_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def load_file(path):

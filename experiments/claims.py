@@ -6,8 +6,6 @@ writes a CSV for each question to experiments/results, from which experiments.fi
 prints the verdicts; the exit code is 1 if a claim fails. Nothing here is trained for long: these
 are statements about first steps and about small exact problems.
 """
-import csv
-import io
 import statistics
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch.nn as nn
 
 import lora
 from data import base, tasks, tokenizer
-from data.files import replace_file
+from data.files import write_csv
 
 RESULTS = Path(__file__).with_name("results")
 WIDTHS = (64, 256, 1024, 4096)
@@ -27,16 +25,6 @@ RANKS = (1, 2, 4, 8, 16, 32)
 CONDITIONS = (1, 3, 10, 30, 100)
 IMBALANCES = (1, 2, 4, 8, 16)
 STEP_SIZES = [0.3 / 4 ** k for k in range(6)]
-
-
-def store(name, rows):
-    """Writes rows, dicts of one form, to experiments/results/<name>.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replace_file(RESULTS / f"{name}.csv") as file:
-        file.write(text.getvalue().encode())
 
 
 # LoRA+ (2402.12354, §3.2, proposition 2 and theorem 1)
@@ -240,8 +228,8 @@ def main():
     tables = {}
     for table in TABLES:
         print(f"{table.__name__} ...", flush=True)
-        tables[table.__name__] = list(table())
-        store(table.__name__, tables[table.__name__])
+        rows = tables[table.__name__] = list(table())
+        write_csv(RESULTS / f"{table.__name__}.csv", list(rows[0]), rows)
     print("\n| claim | source | result | verdict |\n|---|---|---|---|")
     failed = 0
     for claim, source, result, holds in verdicts(**tables):

@@ -3,8 +3,8 @@
     python -m experiments.plot out/math-lora-r8 out/math-full
     python -m experiments.plot out/math-* --out figures/mine
 
-writes out/runs.png and out/runs.svg: the training loss, the metric, and what was learned against what was
-forgotten, labelled by the settings in which the runs differ.
+writes out/runs.png and out/runs.svg: the training loss, the metric, and what was learned against
+what was forgotten, labelled by the settings in which the runs differ.
 """
 import argparse
 import sys

@@ -7,7 +7,6 @@ checkpoint.
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import train
-from data.files import InputError, replace_file
+from data.files import InputError, write_csv
 from runs import lock
 
 ROOT = Path(__file__).parents[1]
@@ -33,15 +32,6 @@ def read(table):
         return []
     with open(table, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write(table, rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replace_file(table) as file:
-        file.write(text.getvalue().encode())
 
 
 def run(flags, directory, threads):
@@ -90,7 +80,7 @@ def sweep(every, table, jobs):
         done = {row["flags"] for row in rows}
         missing = [flags for flags in every if flags not in done]
         print(f"{len(every) - len(missing)} of {len(every)} runs are in {table}", flush=True)
-        write(table, rows)  # can it be written?
+        write_csv(table, COLUMNS, rows)  # can it be written?
         start = time.perf_counter()
         with ThreadPoolExecutor(jobs) as pool:
             directories = {flags: work / short(flags)
@@ -99,7 +89,7 @@ def sweep(every, table, jobs):
             try:
                 for count, future in enumerate(as_completed(futures), 1):
                     rows.append(future.result())
-                    write(table, rows)
+                    write_csv(table, COLUMNS, rows)
                     shutil.rmtree(directories[rows[-1]["flags"]], ignore_errors=True)
                     left = (time.perf_counter() - start) / count * (len(missing) - count)
                     print(f"{count}/{len(missing)}  {left / 60:.0f} min left  {told(rows[-1])}",
