@@ -1211,8 +1211,8 @@ def test_readme_example_runs_as_printed(tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     x = torch.randn(5, 64)
-    torch.testing.assert_close(names["fresh"](x), names["model"](x), rtol=1e-4, atol=1e-5)
-    layers = lora_layers(names["fresh"]).values()
+    torch.testing.assert_close(names["base"](x), names["model"](x), rtol=1e-4, atol=1e-5)
+    layers = lora_layers(names["base"]).values()
     assert any(layer.delta().abs().max() > 1e-4 for layer in layers)
 
 

@@ -275,9 +275,12 @@ def test_stored_claims_hold_and_are_what_the_commands_compute():
     told = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     for claim, source, numbers, holds in claims.verdicts(**tables):
         assert holds and f"| {claim} | {source} | {numbers} | holds |" in told, claim
-    stored = {(row["condition"], row["imbalance"]): row for row in tables["conditioning"]}
-    for case in ((1, 1), (10, 1), (10, 4)):
-        counts = [min(claims.iterations(*case, size, preconditioned, most=200)
+    stored = {(row["case"], row["value"]): row for row in tables["conditioning"]}
+    starts = {("near start", 1): claims.near(1, 1), ("near start", 10): claims.near(10, 1),
+              ("unbalanced start", 4): claims.near(10, 4)}
+    for case, start in starts.items():
+        condition = 1 if case == ("near start", 1) else 10
+        counts = [min(claims.iterations(condition, start, size, preconditioned, most=200)
                       for size in claims.STEP_SIZES) for preconditioned in (False, True)]
         assert counts == [stored[case]["plain"], stored[case]["preconditioned"]]
 

@@ -31,7 +31,8 @@ NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "lorag
 METHODS = tuple(NAMES)
 AROUND = (0.5, 1, 2)  # times a method's own learning rate
 CHANCE = 0.02  # so much more of the questions, or of the loss, is no reason to prefer a rate
-NUMBERS = ("learned", "docs_before", "docs", "trained", "optimizer_bytes", "seconds")
+NUMBERS = ("learned", "loss", "docs_before", "docs", "trained", "optimizer_bytes", "seconds",
+           "early")
 OWN = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite",  # set here,
        "--init", "--lr_ratio", "--precondition", "--no-precondition", "--gamma", "--damping")
 
@@ -78,18 +79,25 @@ def results(rows):
     found = []
     for row in rows:
         args = train.parse_args(shlex.split(row["flags"]))
-        result = {"method": args.method, "lr": args.lr, "seed": args.seed, "metric": metric}
-        if row["metric"] == "diverged" or not math.isfinite(float(row["learned"])):
-            worst = 0.0 if metric == "exact match" else float("inf")
-            result.update(learned=worst, forgotten=float("inf"), trained=0, optimizer_bytes=0,
-                          seconds=0, path=[])
-        else:
-            result.update({name: float(row[name]) for name in NUMBERS})
-            result["forgotten"] = result["docs"] - result["docs_before"]
-            result["path"] = [[float(number) for number in point.split(":")]
-                              for point in row["path"].split()]
-        found.append(result)
+        found.append({"method": args.method, "lr": args.lr, "seed": args.seed,
+                      **outcome(row, metric)})
     return found
+
+
+def outcome(row, metric):
+    """What a run came to, in numbers; `metric` is the task's, or "loss"."""
+    if row["metric"] == "diverged" or not math.isfinite(float(row["learned"])):
+        worst = 0.0 if metric == "exact match" else float("inf")
+        return {"metric": metric, "learned": worst, "loss": float("inf"),
+                "forgotten": float("inf"), "early": float("inf"),
+                "trained": 0, "optimizer_bytes": 0, "seconds": 0, "path": []}
+    result = {name: float(row.get(name) or "nan") for name in NUMBERS}
+    result["metric"] = metric
+    result["forgotten"] = result["docs"] - result["docs_before"]
+    result["learned"] = result["loss"] if metric == "loss" else result["learned"]
+    result["path"] = [[float(number) for number in point.split(":")]
+                      for point in row["path"].split()]
+    return result
 
 
 def at_rates(found, method):

@@ -21,7 +21,7 @@ BLUE, ORANGE = (color for color, _, _ in curves.LOOKS[:2])
 def read(name):
     """The rows of a CSV of results, numbers as floats."""
     with open(RESULTS / f"{name}.csv", encoding="utf-8", newline="") as file:
-        return [{key: value if key in ("rule", "start") else float(value)
+        return [{key: value if key in ("rule", "start", "case") else float(value)
                  for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -129,19 +129,23 @@ def alignment():
 
 
 def conditioning():
-    """The preconditioner: gradient steps to a matrix of rank 4, by its condition number."""
-    figure, panel = curves.new_figure(7, 4.2)
-    rows = [row for row in read("conditioning") if row["imbalance"] == 1][:5]
-    x = [row["condition"] for row in rows]
-    for name, (color, line, marker) in zip(("plain", "preconditioned"),
-                                           (curves.LOOKS[1], curves.LOOKS[0])):
-        panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
-                   markersize=8, label=f"{name} gradient descent")
-    panel.set(xscale="log", yscale="log", xlabel="condition number κ", ylabel="steps to error 1e-6")
-    panel.set_xticks(x, [f"{kappa:g}" for kappa in x])
-    panel.set_xticks([], minor=True)
-    panel.set_yticks([10, 100, 1000], ["10", "100", "1000"])
-    curves.name_lines(figure, panel, columns=2)
+    """The preconditioner: gradient steps to a matrix of rank 4, by its condition number and by how
+    unbalanced the factors start."""
+    figure, panels = curves.new_figure(10, 4.2, panels=2)
+    cases = {"near start": "condition number κ", "unbalanced start": "t, from (t·B, A/t) at κ = 10"}
+    for panel, (case, xlabel) in zip(panels, cases.items()):
+        rows = [row for row in read("conditioning") if row["case"] == case]
+        x = [row["value"] for row in rows]
+        for name, (color, line, marker) in zip(("plain", "preconditioned"),
+                                               (curves.LOOKS[1], curves.LOOKS[0])):
+            panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
+                       markersize=8, label=f"{name} gradient descent")
+        panel.set(xscale="log", yscale="log", xlabel=xlabel, ylim=(8, 2000))
+        panel.set_xticks(x, [f"{value:g}" for value in x])
+        panel.set_xticks([], minor=True)
+        panel.set_yticks([10, 100, 1000], ["10", "100", "1000"])
+    panels[0].set_ylabel("steps to error 1e-6")
+    curves.name_lines(figure, panels[0], columns=2)
     return figure
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from data.files import InputError, write_csv
 from runs import lock
 
 ROOT = Path(__file__).parents[1]
+EARLY = 50  # steps, whose mean training loss is the column `early`
 COLUMNS = ("flags", "metric", "learned_before", "learned", "loss", "docs_before", "docs",
-           "trained", "optimizer_bytes", "seconds", "path")
+           "trained", "optimizer_bytes", "seconds", "early", "path")
 
 
 def read(table):
@@ -36,8 +38,8 @@ def read(table):
 
 def run(flags, directory, threads):
     """`python train.py FLAGS`, begun or taken up again -> its row."""
-    command = [sys.executable, str(ROOT / "train.py"), *shlex.split(flags),
-               "--out_dir", str(directory)]
+    script = [] if flags.startswith("-m ") else [str(ROOT / "train.py")]
+    command = [sys.executable, *script, *shlex.split(flags), "--out_dir", str(directory)]
     while True:
         resume = ["--resume"] if (directory / "ckpt.pt").exists() else []
         ended = subprocess.run(command + resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -50,6 +52,8 @@ def run(flags, directory, threads):
     if ended.returncode:
         raise InputError(f"python train.py {flags}: {ended.stderr.strip()}")
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    with open(directory / "log.csv", encoding="utf-8", newline="") as file:
+        losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
     path = " ".join(f"{step}:{metric:.4f}:{docs:.4f}" for step, metric, docs in result["history"])
     return {"flags": flags, "metric": result["metric_name"],
             "learned_before": round(result["metric_before"], 4),
@@ -58,7 +62,8 @@ def run(flags, directory, threads):
             "docs_before": round(result["source_loss_before"], 4),
             "docs": round(result["source_loss_after"], 4),
             "trained": result["trainable_params"], "optimizer_bytes": result["optimizer_bytes"],
-            "seconds": round(result["seconds"]), "path": path}
+            "seconds": round(result["seconds"]), "early": round(statistics.mean(losses[:EARLY]), 4),
+            "path": path}
 
 
 def short(text):

@@ -1,0 +1,63 @@
+"""Is preconditioned training robust to the learning rate? The curve that its paper lacks.
+
+The loss of the held-out completions after 200 steps, over three decades of learning rates:
+gradient descent and AdamW, with and without the preconditioner, ranks 1 and 8, same betas.
+"""
+import statistics
+
+import curves
+from experiments import compare, question
+
+RATES = {"sgd": (0.03, 0.1, 0.3, 1, 3, 10, 30), "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)}
+CASES = [(optimizer, rank) for optimizer in RATES for rank in (1, 8)]
+NAMES = {"lora": "plain", "riemannian": "preconditioned"}
+NEAR = 1.1  # times the best loss: as good as the best
+
+
+def name(optimizer, rank, method):
+    return f"{optimizer}, r {rank}, {NAMES[method]}"
+
+
+VARIANTS = {
+    name(optimizer, rank, method): question.Variant(
+        method, RATES[optimizer], f"--rank {rank} --steps 200 --eval_interval 200",
+        own="--optimizer sgd" if optimizer == "sgd" else "")
+    for optimizer, rank in CASES for method in NAMES}
+
+
+def usable(found, variant):
+    """The best loss, its rate, and the factor between the least and the largest rate as good."""
+    losses = {lr: compare.median(results, "loss")
+              for lr, results in compare.at_rates(found, variant).items()}
+    best = min(losses.values())
+    good = [lr for lr, loss in losses.items() if loss <= NEAR * best]
+    return best, min(losses, key=losses.get), max(good) / min(good)
+
+
+def text(found):
+    lines = ["| optimizer, rank | best loss | at lr | range of rates within 10 % of it |",
+             "|---|---|---|---|"]
+    for variant in VARIANTS:
+        best, lr, factor = usable(found, variant)
+        lines.append(f"| {variant} | {best:.3f} | {lr:g} | × {factor:.0f} |")
+    return "\n".join(lines)
+
+
+def draw(found):
+    figure, panels = curves.new_figure(16, 4.5, panels=4)
+    for panel, (optimizer, rank) in zip(panels, CASES):
+        for method, (color, line, marker) in zip(NAMES, (curves.LOOKS[1], curves.LOOKS[0])):
+            rates = compare.at_rates(found, name(optimizer, rank, method))
+            losses = [statistics.median(min(result["loss"], 4) for result in results)
+                      for results in rates.values()]
+            panel.plot(list(rates), losses, color=color, linestyle=line, marker=marker,
+                       label=NAMES[method])
+        panel.set(xscale="log", ylim=(0, 4.1), xlabel="learning rate",
+                  title=f"{optimizer}, rank {rank}")
+    panels[0].set_ylabel("loss after 200 steps")
+    curves.name_lines(figure, panels[0])
+    return figure
+
+
+if __name__ == "__main__":
+    question.ask("robustness", VARIANTS, metric="loss", text=text, draw=draw)

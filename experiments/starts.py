@@ -1,0 +1,47 @@
+"""LoRA-GA: is it the direction of the start, or its magnitude?
+
+Seven starts with the same scale s, each at its own best learning rate: the training loss over the
+first 50 steps, and the loss of held-out completions at the end. Gradient descent, of which the
+theorem speaks, for 100 steps; AdamW for 300.
+"""
+from experiments import compare, question
+
+STARTS = {  # name: flags of experiments.variant, or of train.py
+    "LoRA's: A small and random, B = 0": ("", "--init kaiming"),
+    "A large and random, B = 0": ("--start large-A", ""),
+    "A along the gradient, B = 0": ("--start aligned-A", ""),
+    "both Gaussian, large": ("--start gaussian", ""),
+    "both orthonormal at random, large": ("--start orthonormal", ""),
+    "both along the gradient, small": ("--start small", ""),
+    "both along the gradient, large: LoRA-GA": ("", ""),
+}
+OPTIMIZERS = {  # name: its flag, learning rates, steps
+    "sgd": ("--optimizer sgd", (0.03, 0.1, 0.3, 1), 100),
+    "adamw": ("", (5e-4, 1e-3, 2e-3, 4e-3), 300),
+}
+VARIANTS = {
+    f"{optimizer}; {start}": question.Variant(
+        "loraga", rates, f"{flags} --steps {steps} --eval_interval {steps // 2}",
+        own=f"{flag} {own}".strip())
+    for optimizer, (flag, rates, steps) in OPTIMIZERS.items()
+    for start, (own, flags) in STARTS.items()}
+
+
+def text(found):
+    lines = []
+    for optimizer, (_, _, steps) in OPTIMIZERS.items():
+        lines += [f"| {optimizer}; start | lr | mean training loss of steps 1 to 50 | lr | "
+                  f"held-out loss after {steps} |", "|---|---|---|---|---|"]
+        for start in STARTS:
+            rates = compare.at_rates(found, f"{optimizer}; {start}")
+            cells = [start]
+            for number in ("early", "loss"):
+                lr = min(rates, key=lambda lr: compare.median(rates[lr], number))
+                cells += [f"{lr:g}", compare.spread(rates[lr], number, "{:.3f}")]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    question.ask("starts", VARIANTS, metric="loss", text=text)

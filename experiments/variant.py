@@ -1,0 +1,70 @@
+"""train.py with what only experiments need: other starts for LoRA-GA, and gradient descent.
+
+    python -m experiments.variant --start orthonormal --method loraga
+    python -m experiments.variant --optimizer sgd --method riemannian --lr 0.3
+"""
+import argparse
+import functools
+import sys
+
+import torch
+
+import lora
+import train
+
+
+def orthonormal(rows, columns):
+    return torch.linalg.qr(torch.randn(rows, columns))[0]
+
+
+def start(name, G, rank, gamma=16.0):
+    """Factors for a gradient G (d_out, d_in) -> A (rank, d_in), B (d_out, rank).
+
+    All but "small" have the norms of LoRA-GA's, ‖A‖_F = ‖B‖_F = c√r, or B = 0.
+    """
+    d_out, d_in = G.shape
+    A, B = lora_ga_factors(G, rank, gamma)
+    c = d_out ** 0.25 / gamma ** 0.5
+    if name == "orthonormal":  # the magnitude alone
+        return c * orthonormal(d_in, rank).T, c * orthonormal(d_out, rank)
+    if name == "gaussian":
+        return (c * torch.randn(rank, d_in) / d_in ** 0.5, c * torch.randn(d_out, rank) / d_out ** 0.5)
+    if name == "small":  # the directions alone: A, and B, as large as LoRA's own A
+        return A / c / 3 ** 0.5, B / c / 3 ** 0.5
+    if name == "aligned-A":
+        return A, torch.zeros_like(B)
+    return c * orthonormal(d_in, rank).T, torch.zeros_like(B)  # "large-A"
+
+
+lora_ga_factors = lora.lora_ga_factors
+STARTS = ("orthonormal", "gaussian", "small", "aligned-A", "large-A")
+
+
+def with_sgd(args, model):
+    """Plain gradient descent in AdamW's place, all else as train.py has it."""
+    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio or 1.0)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    optimizer = torch.optim.SGD(groups)
+    if args.precondition:
+        lora.attach_preconditioner(optimizer, model, args.damping or 1e-6)
+    return optimizer
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m experiments.variant", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--start", choices=STARTS, help="of the factors, with --init ga")
+    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    own, rest = parser.parse_known_args()
+    if own.start:
+        lora.lora_ga_factors = functools.partial(start, own.start)
+    if own.optimizer == "sgd":
+        train.build_optimizer = with_sgd
+    sys.argv = ["train.py", *rest]
+    train.main()
+
+
+if __name__ == "__main__":
+    main()
