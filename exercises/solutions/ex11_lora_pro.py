@@ -1,0 +1,75 @@
+"""11. LoRA-Pro (Wang et al., arXiv 2407.18242, theorems 2.1 to 2.3).
+
+A step of LoRA moves W by s·(B ΔA + ΔB A). Of all such moves, which is the nearest to the step −G that
+full fine-tuning would make? With P_B = B(BᵀB)⁻¹Bᵀ the projection onto B's columns,
+
+    g_A = (1/s²) (BᵀB)⁻¹ ∇A + X A
+    g_B = (1/s²) (I − P_B) ∇B (AAᵀ)⁻¹ − B X
+
+make s·(B g_A + g_B A) the projection of G onto what LoRA can do, whatever X (r, r) is. The paper takes
+the X with which g_A and g_B are nearest to LoRA's own gradients; it solves a Sylvester equation,
+
+    BᵀB X + X AAᵀ = −(1/s²) (BᵀB)⁻¹ ∇A Aᵀ
+
+B (m, r), A (r, n), ∇A = s BᵀG (r, n), ∇B = s GAᵀ (m, r).
+
+To think about: why does the move not depend on X? Which A and B give the same W, and the same move?
+"""
+import torch
+
+import lora
+
+TO_WRITE = ("sylvester", "adjusted")
+
+
+def sylvester(P, Q, R):
+    """Symmetric positive definite P, Q (r, r), and R (r, r) -> X with P X + X Q = R.
+
+    Hint: in the eigenvectors of P and Q the equation is a division, entry by entry.
+    """
+    p, U = torch.linalg.eigh(P)
+    q, V = torch.linalg.eigh(Q)
+    return U @ (U.T @ R @ V / (p[:, None] + q)) @ V.T
+
+
+def adjusted(grad_A, grad_B, A, B, s):
+    """LoRA's gradients -> g_A (r, n), g_B (m, r). A and B have rank r.
+
+    Hint: solve with BᵀB and AAᵀ (r, r); P_B (m, m) is never needed.
+    """
+    BtB, AAt = B.T @ B, A @ A.T
+    from_A = torch.linalg.solve(BtB, grad_A) / s ** 2
+    outside = grad_B - B @ torch.linalg.solve(BtB, B.T @ grad_B)
+    X = sylvester(BtB, AAt, -from_A @ A.T)
+    g_A = from_A + X @ A
+    g_B = torch.linalg.solve(AAt, outside, left=False) / s ** 2 - B @ X
+    return g_A, g_B
+
+
+# How it trains: Adam on the adjusted gradients. (The paper's Adam keeps moments of the full size;
+# this is the simplification that needs none.) B = 0 has no inverse, so it starts small and random,
+# taken out of W0, and a little damping keeps the inverses finite.
+
+DAMPING = 1e-6
+
+
+def adapt(model, rank):
+    lora.apply_lora(model, rank)
+    for layer in lora.lora_layers(model).values():
+        with torch.no_grad():
+            B = torch.randn_like(layer.lora_B) * 0.02
+            layer.start_from(layer.lora_A.detach().clone(), B)
+
+
+def optimizer(model, lr):
+    optimizer = torch.optim.AdamW(lora.lora_plus_groups(model, lr, 1.0), betas=(0.9, 0.95),
+                                  weight_decay=0.0)
+
+    @torch.no_grad()
+    def before_step(*_):
+        for layer in lora.lora_layers(model).values():
+            A, B = layer.lora_A, layer.lora_B
+            A.grad, B.grad = adjusted(A.grad, B.grad, A, B, layer.scale)
+
+    optimizer.register_step_pre_hook(before_step)
+    return optimizer

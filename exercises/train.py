@@ -1,0 +1,98 @@
+"""Trains on `math` with the method of an exercise: yours, or the solution.
+
+    python -m exercises.train ex11_lora_pro
+    python -m exercises.train ex11_lora_pro --solutions --lr 1e-3 --steps 300
+
+Takes the flags of train.py, and ends with its report. An exercise's file says how it trains, in at
+most three functions; what it leaves out is LoRA's:
+
+    adapt(model, rank)                   freezes the base, adds what trains
+    optimizer(model, lr)                 -> a torch.optim.Optimizer
+    after_step(model, optimizer, step)   called after each step; step counts from 1
+"""
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+import lora
+import train
+from runs import load_base
+
+HERE = Path(__file__).parent
+
+
+def adapt(model, rank):
+    lora.apply_lora(model, rank)
+
+
+def optimizer(model, lr):
+    return torch.optim.AdamW(lora.lora_plus_groups(model, lr, 1.0), betas=(0.9, 0.95),
+                             weight_decay=0.0)
+
+
+def after_step(model, optimizer, step):
+    pass
+
+
+def load(name, solutions):
+    """The module of an exercise, with the three functions."""
+    path = (HERE / "solutions" if solutions else HERE) / f"{name}.py"
+    if not path.exists():
+        known = ", ".join(sorted(each.stem for each in HERE.glob("ex*.py")))
+        sys.exit(f"exercises.train: there is no exercise {name}; there are {known}")
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    for function in (adapt, optimizer, after_step):
+        if not hasattr(module, function.__name__):
+            setattr(module, function.__name__, function)
+    return module
+
+
+def install(exercise):
+    """Puts the exercise's functions where train.py has its own."""
+    plain_step = train.train_step
+
+    def build_model(args, device):
+        torch.manual_seed(args.seed)
+        model = load_base(args.init_from, args.model_dropout)
+        exercise.adapt(model, args.rank)
+        return model.to(device)
+
+    def build_optimizer(args, model):
+        optimizer = exercise.optimizer(model, args.lr)
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+        return optimizer
+
+    def train_step(args, model, optimizer, batch, step):
+        loss = plain_step(args, model, optimizer, batch, step)
+        exercise.after_step(model, optimizer, step + 1)
+        return loss
+
+    train.build_model, train.build_optimizer = build_model, build_optimizer
+    train.train_step = train_step
+
+
+def main():
+    words = sys.argv[1:]
+    solutions = "--solutions" in words
+    names = [word for word in words if word.startswith("ex")]
+    if not names or words[0] in ("-h", "--help"):
+        sys.exit(__doc__)
+    name = names[0]
+    rest = [word for word in words if word not in ("--solutions", name)]
+    if "--out_dir" not in rest:
+        rest += ["--out_dir", f"out/{name}"]
+    sys.argv = ["train.py", *rest]
+    install(load(name, solutions))
+    try:
+        train.main()
+    except NotImplementedError:
+        sys.exit(f"exercises.train: {name} is not written yet")
+
+
+if __name__ == "__main__":
+    main()
