@@ -66,16 +66,18 @@ def read_run(directory):
         raise InputError(f"{directory} holds no run that can be drawn, or an old one") from None
 
 
-def labels(runs):
-    """What tells each run from the others: the method, and the settings that are not alike."""
+def labels(runs, hidden=OF_PRESETS):
+    """What tells each run from the others: the method, and the settings that are not alike; of the
+    `hidden` ones, which the method says, only where it does not."""
     settings = [run["settings"] for run in runs]
     differing = []
     for name in settings[0]:
         values = [str(each[name]) for each in settings if each.get(name) is not None]
-        if len(set(values)) > 1 and name not in ("method", *OF_PRESETS):
+        if len(set(values)) > 1 and name not in ("method", "eval_interval", *hidden):
             differing.append(name)
-    return [" ".join([each["method"], *(f"{name} {words(each[name])}" for name in differing
+    names = [" ".join([each["method"], *(f"{name} {words(each[name])}" for name in differing
                                         if each.get(name) is not None)]) for each in settings]
+    return labels(runs, hidden=()) if hidden and len(set(names)) < len(names) else names
 
 
 def words(value):

@@ -1,10 +1,15 @@
 """The exercises' graders grade: solutions pass, stubs do not, wrong answers are found out."""
+import csv
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from data.files import InputError
+from exercises import grade as grade_command
 from exercises import handout
 
 ROOT = Path(__file__).parent
@@ -74,3 +79,59 @@ def test_wrong_answers_are_found_out_and_another_right_one_is_not(number, tmp_pa
         assert results.failures, f"{name}: nobody noticed that {what}"
     results = grade(number, written(tmp_path, name, right))
     assert results.passed and not results.failures, results.failures
+
+
+ATTACKS = {
+    "leaves": "import os\nos._exit(0)",
+    "loops": "while True:\n    pass",
+    "prints": "import sys\nprint('passed ' * 99)\nsys.stdout.buffer.write(b'x' * 9999)\n{solution}",
+    "cheats": "import torch, pytest\ntorch.equal = lambda *_: True\npytest.fail = print\n"
+              "def forward(*_): return 0\ndef gradients(*_): return 0, 0, 0",
+}
+
+
+def test_marks_of_a_folder_of_submissions(tmp_path, monkeypatch, capsys):
+    """Good, stub, and hostile answers, none of which hurts another's marks."""
+    solution = (EXERCISES / "solutions" / "ex01_forward.py").read_text(encoding="utf-8")
+    stub = (EXERCISES / "ex01_forward.py").read_text(encoding="utf-8")
+    texts = {name: text.replace("{solution}", solution) for name, text in ATTACKS.items()}
+    texts |= {"alice": solution, "bob": stub}
+    for name, text in texts.items():
+        folder = tmp_path / "in" / name / "homework"
+        folder.mkdir(parents=True)
+        (folder / "ex01_forward.py").write_text(text, encoding="utf-8")
+    (tmp_path / "in" / "empty").mkdir()
+    out = tmp_path / "marks.csv"
+    monkeypatch.setattr("sys.argv", ["grade", str(tmp_path / "in"), "--out", str(out), "--only",
+                                     "ex01_forward", "--seconds", "25"])
+    grade_command.main()
+    with open(out, encoding="utf-8", newline="") as file:
+        rows = {row["submission"]: row for row in csv.DictReader(file)}
+    assert list(rows) == sorted([*texts, "empty"])
+    totals = {name: int(row["total"]) for name, row in rows.items()}
+    assert totals == {"alice": 8, "bob": 0, "cheats": 0, "empty": 0, "leaves": 0, "loops": 0,
+                      "prints": 8}
+    assert rows["empty"]["remark"] == "no answers found"
+    assert rows["loops"]["remark"] == "took more than 25 s"
+
+
+def test_a_handout_has_no_solutions_and_all_that_grading_and_training_need(tmp_path):
+    handout.write(tmp_path / "class")
+    with pytest.raises(InputError, match="not empty"):
+        handout.write(tmp_path / "class")
+    files = {str(path.relative_to(tmp_path / "class")) for path in (tmp_path / "class").rglob("*")}
+    assert not any("solutions" in name or "answers" in name or "grade" in name for name in files)
+    assert {"lora.py", "train.py", "exercises/README.md", "exercises/test_ex01.py"} <= files
+    ran = subprocess.run([sys.executable, "-m", "pytest", "exercises", "-q", "-p",
+                          "no:cacheprovider", "-k", "ex01"], cwd=tmp_path / "class",
+                         capture_output=True, text=True)
+    assert ran.returncode == 1 and "ex01_forward: forward is not written yet" in ran.stdout
+    ran = subprocess.run([sys.executable, "-m", "exercises.train", "ex11_lora_pro", "--steps", "1"],
+                         cwd=tmp_path / "class", capture_output=True, text=True)
+    assert ran.returncode == 1 and "ex11_lora_pro is not written yet" in ran.stderr
+
+
+def test_plain_pytest_does_not_grade(tmp_path):
+    ran = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert ran.returncode == 0 and "exercises/test_ex" not in ran.stdout

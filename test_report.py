@@ -127,6 +127,8 @@ def test_labels_say_in_what_runs_differ():
     assert labels(f"--method full {same}", f"--method loraga {same}") == ["full", "loraga"]
     assert labels(f"--betas 0.9 0.95 {same}", f"--betas 0.7 0.8 {same}") == [
         "lora betas 0.9 0.95", "lora betas 0.7 0.8"]
+    assert labels(f"--method loraga {same}", f"--method loraga --precondition {same}") == [
+        "loraga precondition False", "loraga precondition True"]
 
 
 def test_the_path_of_a_run_starts_at_nothing_forgotten():

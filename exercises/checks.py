@@ -22,7 +22,8 @@ def tensor(value, shape, what):
 
 def same(left, right, property, tolerance=TIGHT):
     """Fails unless two tensors, or numbers, are equal but for rounding."""
-    left, right = torch.as_tensor(left), torch.as_tensor(right)
+    left, right = (torch.as_tensor(each, dtype=None if torch.is_tensor(each) else torch.float64)
+                   for each in (left, right))
     holds(left.shape == right.shape, f"{property}: the shapes differ, {tuple(left.shape)} and "
                                      f"{tuple(right.shape)}")
     apart = (left.double() - right.double()).norm().item()

@@ -15,7 +15,7 @@ from data.files import InputError, replace_file
 
 ROOT = Path(__file__).parents[1]
 SOLUTIONS = Path(__file__).with_name("solutions")
-LEFT_OUT = ("solutions", "__pycache__", "cache", "out", "experiments", "figures")
+LEFT_OUT = ("solutions", "answers", "__pycache__", "cache", "out", "experiments", "figures")
 
 
 def stub(source):

@@ -14,5 +14,26 @@ VARIANTS = {
     for pair in PAIRS for method in compare.METHODS}
 
 
+def text(found):
+    """A row a method, a column a pair: the best rate, what was learned and forgotten there."""
+    lines = ["| method | " + " | ".join(f"betas {pair}" for pair in PAIRS) + " |",
+             "|---" * (len(PAIRS) + 1) + "|"]
+    for method in compare.METHODS:
+        cells = [method]
+        for pair in PAIRS:
+            rates = compare.at_rates(found, f"{method}, {pair}")
+            if not rates:
+                cells.append("not run")
+                continue
+            lr = compare.best_rate(rates)
+            cells.append(f"{compare.median(rates[lr], 'learned'):.1%} for "
+                         f"{compare.median(rates[lr], 'forgotten'):.2f} nats "
+                         f"(lr {lr:g}, seeds: {len(rates[lr])})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+QUESTION = question.Question("betas", VARIANTS, text=text)
+
 if __name__ == "__main__":
-    question.ask("betas", VARIANTS)
+    question.ask(QUESTION)

@@ -9,5 +9,7 @@ VARIANTS = {
 }
 
 
+QUESTION = question.Question("longer", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("longer", VARIANTS)
+    question.ask(QUESTION)

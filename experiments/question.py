@@ -12,8 +12,9 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 import curves
 from data.files import InputError, replace_file, write_csv
@@ -21,6 +22,7 @@ from experiments import compare, sweep
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
+QUICK = "--steps 4 --eval_interval 2"
 
 
 @dataclass
@@ -29,47 +31,64 @@ class Variant:
     method: str
     rates: tuple
     flags: str = ""
-    own: str = ""  # flags of experiments.variant
+    module: str = ""  # what runs in place of train.py, with its own flags: experiments.variant ...
     data: str = "math"
 
     def run(self, lr, seed, more=""):
         """The flags of one run, in full, since defaults may change."""
         given = shlex.split(f"{self.flags} {more}")
         flags = compare.flags_of(given, self.data, self.method, lr, seed)
-        return f"-m experiments.variant {self.own} {flags}" if self.own else flags
+        return f"-m {self.module} {flags}" if self.module else flags
 
 
-def plan(variants, seeds, more=""):
-    """{name: Variant} -> {the flags of a run: (name, learning rate, seed)}."""
-    return {variant.run(lr, seed, more): (name, lr, seed) for seed in range(seeds)
-            for name, variant in variants.items() for lr in variant.rates}
+@dataclass
+class Question:
+    """Variants by their names; text(found) makes the table, draw(found) the figure, from the dicts
+    of numbers that `results` returns."""
+    name: str
+    variants: dict
+    metric: str = None  # "loss" compares by the completions' loss instead of the task's own metric
+    text: Callable = None
+    draw: Callable = None
 
+    def plan(self, seeds=3, more=""):
+        """{the flags of a run: (variant, learning rate, seed)}, one seed before the next."""
+        return {variant.run(lr, seed, more): (name, lr, seed) for seed in range(seeds)
+                for name, variant in self.variants.items() for lr in variant.rates}
 
-def results(every, rows, metric=None):
-    """The rows of a plan that are there -> dicts of numbers, for experiments.compare's functions.
+    def results(self, every, rows):
+        """The rows of a plan that are there -> dicts of numbers, for experiments.compare's use."""
+        mine = {flags: rows[flags] for flags in every if flags in rows}
+        metrics = {row["metric"] for row in mine.values()} - {"diverged"}
+        if not metrics:
+            raise InputError("every run diverged, or none was made")
+        metric = self.metric or min(metrics)
+        found = []
+        for flags, row in mine.items():
+            variant, lr, seed = every[flags]
+            found.append({"method": variant, "lr": lr, "seed": seed,
+                          **compare.outcome(row, metric)})
+        return found
 
-    `metric` is "loss" to compare by the loss of the completions instead of the task's own.
-    """
-    mine = {flags: rows[flags] for flags in every if flags in rows}
-    metrics = {row["metric"] for row in mine.values()} - {"diverged"}
-    if not metrics:
-        raise InputError("every run diverged, or none was made")
-    found = []
-    for flags, row in mine.items():
-        name, lr, seed = every[flags]
-        outcome = compare.outcome(row, metric or min(metrics))
-        found.append({"method": name, "lr": lr, "seed": seed, **outcome})
-    return found
+    def stored(self, seeds=3):
+        """The results as they stand in the CSV."""
+        rows = {row["flags"]: row for row in sweep.read(RESULTS / f"{self.name}.csv")}
+        return self.results(self.plan(seeds), rows)
 
+    def told(self, found):
+        """The Markdown file of a question: its command, its table."""
+        table = self.text(found) if self.text else compare.table(found, list(self.variants))
+        return f"`python -m experiments.{self.name}`\n\n{table}\n"
 
-def stored(name, variants, seeds=3, metric=None):
-    """The results of a question as they stand in its CSV."""
-    rows = {row["flags"]: row for row in sweep.read(RESULTS / f"{name}.csv")}
-    return results(plan(variants, seeds), rows, metric)
+    def quick(self):
+        """The same with one learning rate each."""
+        variants = {name: replace(variant, rates=variant.rates[:1])
+                    for name, variant in self.variants.items()}
+        return replace(self, variants=variants)
 
 
 def reuse(every, table):
-    """Copies into a table what other tables have of a plan's runs."""
+    """Copies into a table what the other tables have of a plan's runs."""
     rows = {row["flags"]: row for row in sweep.read(table)}
     for other in sorted(RESULTS.rglob("*.csv")):
         for row in sweep.read(other):
@@ -78,34 +97,33 @@ def reuse(every, table):
     write_csv(table, sweep.COLUMNS, rows.values())
 
 
-def write_figure(figure, name):
-    curves.write(figure, FIGURES / f"{name}.svg")
-
-
-def ask(name, variants, seeds=3, metric=None, text=None, draw=None):
-    """A question's command: the runs that are missing, then its table, `text(found)` if given, in
-    results/<name>.md, and its figure, `draw(found)`, in figures/<name>.svg."""
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}")
-    parser.add_argument("--quick", action="store_true", help="four steps a run, for a look")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many, from 0 ({seeds})")
+def ask(question):
+    """A question's command: the runs that are missing, its table in results/, its figure."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{question.name}")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="four steps a run and one seed, for a look")
+    add("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
+    add("--seeds", type=int, default=3, help="how many, from 0 (3)")
+    add("--stored", action="store_true", help="no runs: the table and the figure of those there")
     args = parser.parse_args()
+    folder, figures = RESULTS, FIGURES
+    every = question.plan(args.seeds)
     if args.quick:
-        variants = {key: Variant(v.method, v.rates[:1], v.flags, v.own, v.data)
-                    for key, v in variants.items()}
-        every, folder = plan(variants, 1, "--steps 4 --eval_interval 2"), Path("out/quick")
-    else:
-        every, folder = plan(variants, args.seeds), RESULTS
+        folder = figures = Path("out/quick")
+        question = question.quick()
+        every = question.plan(1, QUICK)
     try:
-        table = folder / f"{name}.csv"
+        table = folder / f"{question.name}.csv"
         reuse(every, table)
-        found = results(every, sweep.sweep(list(every), table, args.jobs), metric)
-        told = text(found) if text else compare.table(found, list(variants))
-        with replace_file(folder / f"{name}.md") as file:
-            file.write(f"`python -m experiments.{name}`\n\n{told}\n".encode())
+        if not args.stored:
+            sweep.sweep(list(every), table, args.jobs)
+        found = question.results(every, {row["flags"]: row for row in sweep.read(table)})
+        told = question.told(found)
+        with replace_file(folder / f"{question.name}.md") as file:
+            file.write(told.encode())
         print(f"\n{told}")
-        if draw and curves.available():
-            curves.write(draw(found), (folder if args.quick else FIGURES) / f"{name}.svg")
+        if question.draw and curves.available():
+            curves.write(question.draw(found), figures / f"{question.name}.svg")
     except (InputError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:

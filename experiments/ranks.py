@@ -7,5 +7,7 @@ VARIANTS = {f"r {rank}": question.Variant("lora", (2.5e-3, 5e-3, 1e-2),
             for rank in RANKS}
 
 
+QUESTION = question.Question("ranks", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("ranks", VARIANTS)
+    question.ask(QUESTION)

@@ -13,5 +13,7 @@ VARIANTS = {
     for ratio, rates in RATES.items()}
 
 
+QUESTION = question.Question("ratios", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("ratios", VARIANTS)
+    question.ask(QUESTION)

@@ -14,5 +14,7 @@ VARIANTS |= {f"full, dropout {share}": question.Variant("full", RATES, f"--model
              for share in ("0.05", "0.1", "0.3")}
 
 
+QUESTION = question.Question("regularisation", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("regularisation", VARIANTS)
+    question.ask(QUESTION)

@@ -21,7 +21,7 @@ def name(optimizer, rank, method):
 VARIANTS = {
     name(optimizer, rank, method): question.Variant(
         method, RATES[optimizer], f"--rank {rank} --steps 200 --eval_interval 200",
-        own="--optimizer sgd" if optimizer == "sgd" else "")
+        module="experiments.variant --optimizer sgd" if optimizer == "sgd" else "")
     for optimizer, rank in CASES for method in NAMES}
 
 
@@ -59,5 +59,7 @@ def draw(found):
     return figure
 
 
+QUESTION = question.Question("robustness", VARIANTS, metric="loss", text=text, draw=draw)
+
 if __name__ == "__main__":
-    question.ask("robustness", VARIANTS, metric="loss", text=text, draw=draw)
+    question.ask(QUESTION)

@@ -6,7 +6,7 @@ theorem speaks, for 100 steps; AdamW for 300.
 """
 from experiments import compare, question
 
-STARTS = {  # name: flags of experiments.variant, or of train.py
+STARTS = {  # name: flags of experiments.variant, flags of train.py
     "LoRA's: A small and random, B = 0": ("", "--init kaiming"),
     "A large and random, B = 0": ("--start large-A", ""),
     "A along the gradient, B = 0": ("--start aligned-A", ""),
@@ -22,7 +22,7 @@ OPTIMIZERS = {  # name: its flag, learning rates, steps
 VARIANTS = {
     f"{optimizer}; {start}": question.Variant(
         "loraga", rates, f"{flags} --steps {steps} --eval_interval {steps // 2}",
-        own=f"{flag} {own}".strip())
+        module=" ".join(f"experiments.variant {flag} {own}".split()) if flag or own else "")
     for optimizer, (flag, rates, steps) in OPTIMIZERS.items()
     for start, (own, flags) in STARTS.items()}
 
@@ -43,5 +43,7 @@ def text(found):
     return "\n".join(lines)
 
 
+QUESTION = question.Question("starts", VARIANTS, metric="loss", text=text)
+
 if __name__ == "__main__":
-    question.ask("starts", VARIANTS, metric="loss", text=text)
+    question.ask(QUESTION)

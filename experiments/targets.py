@@ -13,5 +13,7 @@ VARIANTS = {
 }
 
 
+QUESTION = question.Question("targets", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("targets", VARIANTS)
+    question.ask(QUESTION)

@@ -18,5 +18,7 @@ VARIANTS = {
 }
 
 
+QUESTION = question.Question("toggles", VARIANTS)
+
 if __name__ == "__main__":
-    question.ask("toggles", VARIANTS)
+    question.ask(QUESTION)

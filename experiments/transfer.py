@@ -27,5 +27,7 @@ def text(found):
     return "\n".join(lines)
 
 
+QUESTION = question.Question("transfer", VARIANTS, metric="loss", text=text)
+
 if __name__ == "__main__":
-    question.ask("transfer", VARIANTS, metric="loss", text=text)
+    question.ask(QUESTION)

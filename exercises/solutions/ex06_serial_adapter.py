@@ -1,0 +1,66 @@
+"""6. The serial adapter (Houlsby et al., arXiv 1902.00751, §2.1 and figure 2).
+
+Before LoRA, a frozen network was adapted by small new layers in series with its own. After each
+sublayer (attention, MLP), and before its output h joins the residual stream, an adapter squeezes h
+through a bottleneck of width m, bends it, widens it again, and adds it to h:
+
+    f(h) = h + GELU(h W_downᵀ + b_down) W_upᵀ + b_up        GELU(z) = z·Φ(z)
+
+Φ is the distribution function of the standard normal distribution. h (..., d), W_down (m, d),
+b_down (m,), W_up (d, m), b_up (d,); rows are positions, and weights are as in nn.Linear.
+
+With W_up and b_up zero the adapter changes nothing: training starts from the base, exactly. (The
+paper starts from small random numbers, so almost there. It also trains the layer norms; here they
+stay frozen, which is a simplification.)
+
+To think about: LoRA costs nothing once it is merged. Why is there no weight that could take this
+adapter in, and what does it cost for each token that is generated?
+"""
+import torch
+from torch import nn
+
+TO_WRITE = ("initial", "adapter", "parameter_count")
+
+
+def initial(d, m):
+    """-> {"W_down": (m, d), "b_down": (m,), "W_up": (d, m), "b_up": (d,)}, to start from.
+
+    W_down is random, new in every call, its entries about 1/√d in size; the others are zero.
+
+    Hint: if W_down were zero too, what would W_up's gradient be?
+    """
+    return {"W_down": torch.randn(m, d) / d ** 0.5, "b_down": torch.zeros(m),
+            "W_up": torch.zeros(d, m), "b_up": torch.zeros(d)}
+
+
+def adapter(h, W_down, b_down, W_up, b_up):
+    """h (..., d) -> f(h) (..., d).
+
+    Hint: GELU is the exact one of the formula, not the tanh approximation in model.py.
+    """
+    bottleneck = torch.nn.functional.gelu(h @ W_down.T + b_down)
+    return h + bottleneck @ W_up.T + b_up
+
+
+def parameter_count(d, m):
+    """-> how many numbers one adapter trains.
+
+    Hint: biases count.
+    """
+    return 2 * d * m + d + m
+
+
+# How it trains: an adapter after the attention and the MLP of each block, m = rank. The hook gives
+# the sublayer's output to the adapter, before the block adds it to the residual stream.
+
+def adapt(model, rank):
+    model.requires_grad_(False)
+    for block in model.transformer.h:
+        for sublayer in (block.attn, block.mlp):
+            for name, value in initial(model.config.n_embd, rank).items():
+                sublayer.register_parameter(name, nn.Parameter(value))
+            sublayer.register_forward_hook(through_adapter)
+
+
+def through_adapter(sublayer, inputs, h):
+    return adapter(h, sublayer.W_down, sublayer.b_down, sublayer.W_up, sublayer.b_up)
