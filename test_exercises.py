@@ -128,7 +128,7 @@ def test_a_handout_has_no_solutions_and_all_that_grading_and_training_need(tmp_p
     assert ran.returncode == 1 and "ex01_forward: forward is not written yet" in ran.stdout
     ran = subprocess.run([sys.executable, "-m", "exercises.train", "ex11_lora_pro", "--steps", "1"],
                          cwd=tmp_path / "class", capture_output=True, text=True)
-    assert ran.returncode == 1 and "ex11_lora_pro is not written yet" in ran.stderr
+    assert ran.returncode == 1 and "sylvester is not written yet" in ran.stderr
 
 
 def test_plain_pytest_does_not_grade(tmp_path):

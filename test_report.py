@@ -1,5 +1,6 @@
 """What a run says and draws, and the comparisons of experiments/."""
 import csv
+import importlib
 import math
 import re
 import shlex
@@ -11,17 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import curves
 import report
 import train
 from data.files import InputError
-from experiments import claims, compare, figures, plot, sweep
+from experiments import claims, compare, figures, plot, question, sweep, variant, weights
 from test_lora import ROOT
 from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
+QUESTIONS = ("betas", "longer", "memory", "ranks", "ratios", "regularisation", "robustness",
+             "starts", "targets", "toggles", "transfer")
 
 
 def log_of(directory):
@@ -263,7 +267,7 @@ def test_the_readmes_table_is_that_of_the_stored_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in compare.table(found, compare.METHODS).splitlines():
         assert line in readme, line
-    told = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    told = (ROOT / "experiments" / "evidence.md").read_text(encoding="utf-8")
     for line in compare.equal_learning(found, compare.METHODS).splitlines():
         assert line in told, line
     for method in compare.METHODS:
@@ -274,9 +278,10 @@ def test_the_readmes_table_is_that_of_the_stored_runs():
 
 def test_stored_claims_hold_and_are_what_the_commands_compute():
     tables = {table.__name__: figures.read(table.__name__) for table in claims.TABLES}
-    told = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    told = (ROOT / "experiments" / "evidence.md").read_text(encoding="utf-8")
     for claim, source, numbers, holds in claims.verdicts(**tables):
-        assert holds and f"| {claim} | {source} | {numbers} | holds |" in told, claim
+        assert holds != (claim in claims.REFUTED)
+        assert f"| {claim} | {source} | {numbers} | {claims.WORDS[holds]} |" in told, claim
     stored = {(row["case"], row["value"]): row for row in tables["conditioning"]}
     starts = {("near start", 1): claims.near(1, 1), ("near start", 10): claims.near(10, 1),
               ("unbalanced start", 4): claims.near(10, 4)}
@@ -285,6 +290,72 @@ def test_stored_claims_hold_and_are_what_the_commands_compute():
         counts = [min(claims.iterations(condition, start, size, preconditioned, most=200)
                       for size in claims.STEP_SIZES) for preconditioned in (False, True)]
         assert counts == [stored[case]["plain"], stored[case]["preconditioned"]]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_is_told_as_its_rows_have_it(name):
+    asked = importlib.import_module(f"experiments.{name}").QUESTION
+    assert asked.name == name
+    if not (question.RESULTS / f"{name}.csv").exists():
+        assert f"`python -m experiments.{name}` | | open |" in evidence()
+        return
+    told = asked.told(asked.stored())
+    assert (question.RESULTS / f"{name}.md").read_text(encoding="utf-8") == told
+    for line in told.splitlines():
+        assert not line.startswith("|") or line in evidence(), line
+
+
+def evidence():
+    return (ROOT / "experiments" / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_a_question_runs_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Two variants, one of them through experiments.variant; a second call makes no runs."""
+    variants = {"LoRA": question.Variant("lora", (1e-3, 2e-3)), "random": question.Variant(
+        "loraga", (1e-3,), module="experiments.variant --start orthonormal")}
+    asked = question.Question("asked", variants, metric="loss")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["asked", "--quick", "--jobs", "2"])
+    question.ask(asked)
+    out = capsys.readouterr().out
+    assert "0 of 2 runs" in out and "| LoRA | 0.001 |" in out and "| random | 0.001 |" in out
+    rows = sweep.read("out/quick/asked.csv")
+    assert sorted(row["flags"].split()[0] for row in rows) == ["--data", "-m"]
+    assert all(float(row["early"]) > 0 for row in rows)
+    question.ask(asked)
+    assert "2 of 2 runs" in capsys.readouterr().out
+    assert Path("out/quick/asked.md").read_text(encoding="utf-8").startswith("`python -m exp")
+
+
+def test_starts_have_the_norms_that_they_say():
+    torch.manual_seed(0)
+    G = torch.randn(40, 60)
+    c = 40 ** 0.25 / 4
+    for name in variant.STARTS:
+        A, B = variant.start(name, G, 5)
+        assert A.shape == (5, 60) and B.shape == (40, 5)
+        size = 1 / 3 ** 0.5 if name == "small" else c
+        tolerance = 0.3 if name == "gaussian" else 1e-5
+        assert math.isclose(A.norm(), size * 5 ** 0.5, rel_tol=tolerance)
+        if name in ("aligned-A", "large-A"):
+            assert not B.any()
+        else:
+            assert math.isclose(B.norm(), size * 5 ** 0.5, rel_tol=tolerance)
+    V = torch.linalg.svd(G)[2][:5].T
+    for name in ("small", "aligned-A"):  # along the gradient
+        assert weights.overlap(torch.linalg.qr(variant.start(name, G, 5)[0].T)[0], V) > 0.9999
+
+
+def test_measures_of_weights_against_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(n, 4, dtype=torch.float64, generator=generator))[0]
+            for n in (9, 7))
+    S = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    delta = U * S @ V.T  # 9/14.25 = 0.63, 13/14.25 = 0.91
+    assert [weights.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)] == [1, 2, 2, 3]
+    assert math.isclose(weights.overlap(V[:, :2], V), 1) and weights.overlap(V[:, :2], V[:, 2:]) < 1e-20
+    W = 2 * delta  # ‖ΔW‖ / ‖UᵀWV‖ is 1/2 in ΔW's own directions
+    assert math.isclose(weights.amplification(W, delta, 4), 0.5)
 
 
 def test_bs_share_falls_as_one_over_the_root_of_the_width_unless_the_ratio_grows():

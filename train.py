@@ -27,7 +27,7 @@ SOURCE_WINDOWS = 32  # enough to see forgetting, which is a matter of tenths of 
 OF_ADAPTERS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
                "precondition", "damping", "base_dtype", "export")
 NO_ADAPTER = dict.fromkeys(OF_ADAPTERS)
-PRESETS = {  # learning rates: each method's best in experiments/README.md, with the same betas
+PRESETS = {  # learning rates: each method's best in experiments/evidence.md, with the same betas
     "full": {**NO_ADAPTER, "lr": 3e-3},
     "lora": {"lr": 5e-3},
     "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},

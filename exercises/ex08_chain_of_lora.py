@@ -5,9 +5,9 @@ merge the factors into W0, and train new ones on what is left to learn.
 
     W0 ← W0 + s·BA        A ← a new random one        B ← 0        Adam's state ← none
 
-After k links, W has moved by ΔW = s·(B₁A₁ + ... + B_k A_k), of rank k·r at most, though there were
-never more than r·(m + n) numbers to train, nor Adam's two moments of more. A restart moves W by
-nothing, so the loss does not jump. Adam's moments were those of factors that are gone.
+After k links, W has moved by ΔW = s·(B₁A₁ + ... + B_k A_k), of rank k·r at most, though only
+r·(m + n) numbers trained at a time. A restart does not move W, so the loss does not jump. Adam
+starts afresh, since its moments were those of factors that are gone.
 
 W0 (m, n), A (r, n), B (m, r), s a number.
 
@@ -51,7 +51,7 @@ def as_one(links):
 
 # How it trains: a restart every 200 steps. The links so far are kept in lora_A0 and lora_B0, which
 # adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 201, 401, ... that a link ends,
-# so that a run of 1000 steps does not end with a fresh one. --resume works in the first link only.
+# so that a run of 1000 steps does not end with a fresh one.
 
 EVERY = 200
 

@@ -60,7 +60,7 @@ def restart(W0, A, B, s, seed):
 # descent, and AdamW is outside of it: this is a simplification. The links so far are kept in
 # lora_A0 and lora_B0, which adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 51,
 # 101, ... that a link ends, so that a run of 1000 steps does not end with a fresh one. sample.py
-# reads up to min(m, n) / r links, 32 with rank 8; --resume works in the first link only.
+# reads up to min(m, n) / r links, 32 with rank 8.
 
 EVERY = 50
 

@@ -61,7 +61,7 @@ def pruned(P, lam, Q, grad_lam, keep):
 # How it trains: AdamW, with a small multiple of the penalty's gradient added to the loss's. Each
 # plane has half of LoRA's rank. λ starts at zero, so ΔW does; once, a quarter of each plane's ranks
 # is pruned. Judging goes through this same model. adapter.pt holds the planes: sample.py, which
-# knows LoRA's factors only, cannot load it. Nor does --resume work from after the pruning.
+# knows LoRA's factors only, cannot load it.
 
 TARGETS = ("c_attn", "c_proj", "c_fc")
 WEIGHT = 0.1  # of the penalty

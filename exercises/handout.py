@@ -50,6 +50,9 @@ def write(directory):
             shutil.copy(path, directory / path.name)
     for name in ("handout.py", "grade.py"):
         (directory / "exercises" / name).unlink(missing_ok=True)
+    readme = directory / "exercises" / "README.md"
+    for_students = readme.read_text(encoding="utf-8").partition("\n## For teachers")[0]
+    readme.write_text(for_students, encoding="utf-8")
     write_stubs(directory / "exercises")  # whatever a teacher has tried in the stubs
 
 

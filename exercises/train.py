@@ -11,12 +11,14 @@ most three functions; what it leaves out is LoRA's:
     after_step(model, optimizer, step)   called after each step; step counts from 1
 """
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
 import torch
 
 import lora
+import report
 import train
 from runs import load_base
 
@@ -37,7 +39,7 @@ def after_step(model, optimizer, step):
 
 
 def load(name, solutions):
-    """The module of an exercise, with the three functions."""
+    """The module of an exercise, with the three functions; ends if it is not written yet."""
     path = (HERE / "solutions" if solutions else HERE) / f"{name}.py"
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in HERE.glob("ex*.py")))
@@ -45,10 +47,18 @@ def load(name, solutions):
     specification = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    for function in getattr(module, "TO_WRITE", ()):
+        if "raise NotImplementedError" in inspect.getsource(getattr(module, function)):
+            sys.exit(f"exercises.train: {name}: {function} is not written yet")
     for function in (adapt, optimizer, after_step):
         if not hasattr(module, function.__name__):
             setattr(module, function.__name__, function)
     return module
+
+
+def what_is_next(args, result):
+    yield f"compare {args.out_dir}/curves.png with that of python train.py --method lora"
+    yield "try other --lr: each method has its own best"
 
 
 def install(exercise):
@@ -74,24 +84,23 @@ def install(exercise):
 
     train.build_model, train.build_optimizer = build_model, build_optimizer
     train.train_step = train_step
+    report.what_is_next = what_is_next
 
 
 def main():
-    words = sys.argv[1:]
-    solutions = "--solutions" in words
-    names = [word for word in words if word.startswith("ex")]
-    if not names or words[0] in ("-h", "--help"):
+    words = [word for word in sys.argv[1:] if word != "--solutions"]
+    if not words or not words[0].startswith("ex"):
         sys.exit(__doc__)
-    name = names[0]
-    rest = [word for word in words if word not in ("--solutions", name)]
-    if "--out_dir" not in rest:
-        rest += ["--out_dir", f"out/{name}"]
-    sys.argv = ["train.py", *rest]
+    name, *flags = words
+    solutions = "--solutions" in sys.argv
+    if "--resume" in flags:  # a checkpoint has not all of what an exercise may do to a model
+        sys.exit("exercises.train: --resume is train.py's alone; --overwrite begins again")
+    if "--out_dir" not in flags:
+        flags += ["--out_dir", f"out/{name}"]
+    sys.argv = ["train.py", *flags]
     install(load(name, solutions))
-    try:
-        train.main()
-    except NotImplementedError:
-        sys.exit(f"exercises.train: {name} is not written yet")
+    print(f"{name}: {'the solution' if solutions else 'your code'}, where train.py says lora")
+    train.main()
 
 
 if __name__ == "__main__":

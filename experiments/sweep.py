@@ -37,20 +37,22 @@ def read(table):
 
 
 def run(flags, directory, threads):
-    """`python train.py FLAGS`, begun or taken up again -> its row."""
+    """`python train.py FLAGS`, or `python -m MODULE FLAGS`, begun or taken up again -> its row."""
     script = [] if flags.startswith("-m ") else [str(ROOT / "train.py")]
     command = [sys.executable, *script, *shlex.split(flags), "--out_dir", str(directory)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     while True:
-        resume = ["--resume"] if (directory / "ckpt.pt").exists() else []
+        again = "--overwrite" if flags.startswith("-m exercises.") else "--resume"
+        resume = [again] if (directory / "ckpt.pt").exists() else []
         ended = subprocess.run(command + resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+                               text=True, env=environment)
         if "in use by another run" not in ended.stderr:
             break
         time.sleep(2)  # a sweep that was killed has left it behind: it ends soon
     if "no longer finite" in ended.stderr:
         return {"flags": flags, "metric": "diverged"}
     if ended.returncode:
-        raise InputError(f"python train.py {flags}: {ended.stderr.strip()}")
+        raise InputError(f"{' '.join(['python', *command[1:]])}: {ended.stderr.strip()}")
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     with open(directory / "log.csv", encoding="utf-8", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]

@@ -6,7 +6,7 @@ WRONG = {
         "(W * G).abs().sum()", "(W * G).sum().abs()"),
     "SNIP leaves out the weight": ("(W * G).abs().sum()", "G.abs().sum()"),
     "the worst come first": ("(-scores[name], name)", "(scores[name], name)"),
-    "the best come last among equals": (
+    "equals come from the end of the alphabet": (
         "sorted(scores, key=lambda name: (-scores[name], name))",
         "sorted(scores, key=lambda name: (scores[name], name), reverse=True)"),
     "equals come as the dict has them": ("(-scores[name], name)", "-scores[name]"),

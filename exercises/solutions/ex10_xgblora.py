@@ -72,7 +72,8 @@ def chosen_layers(names, count, round):
 
 # How it trains: boosters on half of the layers, whatever --rank says of rank 1; the other factors
 # are frozen. What ROUND steps of Adam find takes the place of the best booster. The merged ones are
-# in the frozen weights: adapter.pt holds the last booster alone, and --resume knows of no other.
+# in the frozen weights: adapter.pt holds the last booster alone.
+# A round ends after step 26, 51, ..., so that a run of 1000 steps does not end with a fresh one.
 
 ROUND = 25  # steps
 RATE = 1.0
@@ -93,7 +94,7 @@ def adapt(model, rank):
 
 @torch.no_grad()
 def after_step(model, optimizer, step):
-    if step % ROUND:
+    if step <= ROUND or step % ROUND != 1:
         return
     for layer in lora.lora_layers(model).values():
         W, B, A = layer.linear.weight, layer.lora_B, layer.lora_A
