@@ -15,7 +15,7 @@ from data.files import InputError, replace_file
 
 ROOT = Path(__file__).parents[1]
 SOLUTIONS = Path(__file__).with_name("solutions")
-LEFT_OUT = ("solutions", "answers", "__pycache__", "cache", "out", "experiments", "figures")
+LEFT_OUT = ("solutions", "answers", "__pycache__", "cache", "out")
 
 
 def stub(source):
@@ -48,7 +48,7 @@ def write(directory):
     for path in [*ROOT.glob("*.py"), ROOT / "requirements.txt", ROOT / "LICENSE"]:
         if not path.name.startswith("test_"):
             shutil.copy(path, directory / path.name)
-    for name in ("handout.py", "grade.py"):
+    for name in ("handout.py", "grade.py", "figures.py"):
         (directory / "exercises" / name).unlink(missing_ok=True)
     readme = directory / "exercises" / "README.md"
     for_students = readme.read_text(encoding="utf-8").partition("\n## For teachers")[0]
