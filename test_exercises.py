@@ -87,6 +87,7 @@ ATTACKS = {
     "leaves": "import os\nos._exit(0)",
     "loops": "while True:\n    pass",
     "prints": "import sys\nprint('passed ' * 99)\nsys.stdout.buffer.write(b'x' * 9999)\n{solution}",
+    "places": "def forward(x, W, A, B, alpha):\n    x += 1\n    return x @ W",
     "cheats": "import torch, pytest\ntorch.equal = lambda *_: True\npytest.fail = print\n"
               "def forward(*_): return 0\ndef gradients(*_): return 0, 0, 0",
 }
@@ -105,16 +106,21 @@ def test_marks_of_a_folder_of_submissions(tmp_path, monkeypatch, capsys):
     (tmp_path / "in" / "empty").mkdir()
     out = tmp_path / "marks.csv"
     monkeypatch.setattr("sys.argv", ["grade", str(tmp_path / "in"), "--out", str(out), "--only",
-                                     "ex01_forward", "--seconds", "25"])
+                                     "ex01_forward", "--feedback", str(tmp_path / "told")])
+    monkeypatch.setenv("SECONDS_FOR_A_CALL", "2")
     grade_command.main()
     with open(out, encoding="utf-8", newline="") as file:
         rows = {row["submission"]: row for row in csv.DictReader(file)}
-    assert list(rows) == sorted([*texts, "empty"])
+    assert list(rows) == ["(possible)", *sorted([*texts, "empty"])]
     totals = {name: int(row["total"]) for name, row in rows.items()}
-    assert totals == {"alice": 8, "bob": 0, "cheats": 0, "empty": 0, "leaves": 0, "loops": 0,
-                      "prints": 8}
+    assert totals == {"(possible)": 8, "alice": 8, "bob": 0, "cheats": 0, "empty": 0, "leaves": 0, "loops": 0,
+                      "places": 0, "prints": 8}
     assert rows["empty"]["remark"] == "no answers found"
-    assert rows["loops"]["remark"] == "took more than 25 s"
+    assert rows["loops"]["remark"] == "ex01: forward took more than 2 s"
+    assert rows["bob"]["remark"] == "ex01: forward is not written yet"
+    assert rows["alice"]["remark"] == "" and re.fullmatch(r"--random \d+", rows["(possible)"]["remark"])
+    told = (tmp_path / "told" / "places.txt").read_text(encoding="utf-8")
+    assert "forward changes x in place" in told
 
 
 def test_a_handout_has_no_solutions_and_all_that_grading_and_training_need(tmp_path):

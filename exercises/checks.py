@@ -26,10 +26,14 @@ def same(left, right, property, tolerance=TIGHT):
                    for each in (left, right))
     holds(left.shape == right.shape, f"{property}: the shapes differ, {tuple(left.shape)} and "
                                      f"{tuple(right.shape)}")
-    apart = (left.double() - right.double()).norm().item()
-    size = max(right.double().norm().item(), 1e-12)
-    holds(apart <= tolerance * max(size, 1), f"{property}: apart by {apart:.2g}, where the numbers "
-                                             f"have the norm {size:.2g}")
+    apart, size = (left.double() - right.double()).norm().item(), right.double().norm().item()
+    if left.ndim == 0:
+        told = f"it is {left.item():.6g} in place of {right.item():.6g}"
+    elif size == 0:
+        told = f"the norm of what must be 0 is {apart:.2g}"
+    else:
+        told = f"the difference has the norm {apart:.2g}, and what it must be {size:.2g}"
+    holds(apart <= tolerance * max(size, 1), f"{property}: {told}")
 
 
 def different(left, right, property, least=1e-6):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exercises.worker import Worker, call, load
+from exercises.worker import Failure, Worker, call, load
 
 HERE = Path(__file__).parent
 
@@ -26,6 +26,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.option.reportchars = ""  # each failure once, not again in a summary
     config.addinivalue_line("markers", "points(n): what a test is worth")
     if config.getoption("random", None) is None:
         config.option.random = time.time_ns() % 1_000_000
@@ -53,10 +54,8 @@ class Answers:
                 return self._call(function, inputs)
             except NotImplementedError:
                 problem = "is not written yet"
-            except ValueError:  # what an exercise may ask for
-                raise
-            except Exception as error:
-                problem = f"raised {type(error).__name__}: {error}"
+            except Failure as failure:
+                problem = str(failure)
             pytest.fail(f"{self._name}: {function} {problem}", pytrace=False)
         return asked
 
@@ -70,13 +69,17 @@ def ex(request):
         path = HERE / "solutions" / path.name
     if request.config.getoption("answers"):
         path = Path(request.config.getoption("answers")) / path.name
-        if not path.exists():
-            pytest.fail(f"there is no {path.name}", pytrace=False)
+    if not path.exists():
+        pytest.fail(f"there is no {path}", pytrace=False)
     if request.config.getoption("isolated"):
         with Worker(path) as worker:
             yield Answers(worker.call, path.stem)
     else:
-        yield Answers(functools.partial(call, load(path)), path.stem)
+        try:
+            module = load(path)
+        except Failure as failure:
+            pytest.fail(f"{path.stem} {failure}", pytrace=False)
+        yield Answers(functools.partial(call, module), path.stem)
 
 
 @pytest.fixture
@@ -92,18 +95,23 @@ def draw(request):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
+    if call.excinfo and issubclass(call.excinfo.type, Exception):  # no failed check: what it got
+        report.longrepr = (f"{item.path.stem[5:]}: the result has not the form that is asked for: "
+                           f"{call.excinfo.typename}: {call.excinfo.value}")
     mark = item.get_closest_marker("points")
     report.user_properties.append(("points", mark.args[0] if mark else 1))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    points = {}
+    points, messages = {}, {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
             [path] = HERE.glob(Path(report.nodeid.partition("::")[0]).stem[5:] + "_*.py")
             worth = dict(report.user_properties).get("points", 1)
+            if outcome != "passed":
+                messages.setdefault(path.stem, []).append(str(report.longrepr).strip())
             got, possible = points.get(path.stem, (0, 0))
             points[path.stem] = got + worth * (outcome == "passed"), possible + worth
     if not points:
@@ -114,5 +122,6 @@ def pytest_terminal_summary(terminalreporter, config):
     total = [sum(column) for column in zip(*points.values())]
     terminalreporter.line(f"{'together':24} {total[0]:3} of {total[1]}")
     if config.getoption("report"):
-        marks = {name: {"got": got, "points": possible} for name, (got, possible) in points.items()}
+        marks = {name: {"got": got, "points": possible, "messages": messages.get(name, [])}
+                 for name, (got, possible) in points.items()}
         Path(config.getoption("report")).write_text(json.dumps(marks, indent=1), encoding="utf-8")

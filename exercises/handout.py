@@ -15,7 +15,10 @@ from data.files import InputError, replace_file
 
 ROOT = Path(__file__).parents[1]
 SOLUTIONS = Path(__file__).with_name("solutions")
-LEFT_OUT = ("solutions", "answers", "__pycache__", "cache", "out")
+HANDED_OUT = ("*.py", "requirements.txt", "LICENSE", "data/*.py", "data/README.md", "data/base.pt",
+              "data/tokenizer.tiktoken", "data/e2e_sample.jsonl", "exercises/__init__.py",
+              "exercises/checks.py", "exercises/conftest.py", "exercises/train.py",
+              "exercises/worker.py", "exercises/README.md", "exercises/figures/*.svg")
 
 
 def stub(source):
@@ -42,14 +45,13 @@ def write(directory):
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"{directory} is not empty")
-    for name in ("exercises", "data"):
-        shutil.copytree(ROOT / name, directory / name,
-                        ignore=lambda _, names: [each for each in names if each in LEFT_OUT])
-    for path in [*ROOT.glob("*.py"), ROOT / "requirements.txt", ROOT / "LICENSE"]:
-        if not path.name.startswith("test_"):
-            shutil.copy(path, directory / path.name)
-    for name in ("handout.py", "grade.py", "figures.py"):
-        (directory / "exercises" / name).unlink(missing_ok=True)
+    graders = [f"exercises/test_{path.name[:4]}.py" for path in SOLUTIONS.glob("ex*.py")]
+    for pattern in (*HANDED_OUT, *graders):  # and nothing else that may lie about
+        for path in ROOT.glob(pattern):
+            if path.parent != ROOT or not path.name.startswith("test_"):
+                copy = directory / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
     readme = directory / "exercises" / "README.md"
     for_students = readme.read_text(encoding="utf-8").partition("\n## For teachers")[0]
     readme.write_text(for_students, encoding="utf-8")

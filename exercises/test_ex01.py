@@ -48,5 +48,6 @@ def test_gradients_are_those_of_the_dense_formula(ex, layer, draw):
 def test_gradients_at_the_start(ex, layer, draw):
     x, W, A, B, alpha = layer
     _, grad_A, grad_B = ex.gradients(x, W, A, torch.zeros_like(B), alpha, draw(7, 6))
-    same(grad_A, torch.zeros_like(A), "with B = 0, A has no gradient")
-    different(grad_B, torch.zeros_like(B), "with B = 0, B has one")
+    same(grad_A, torch.zeros_like(A), "∂L/∂A where B = 0")
+    different(tensor(grad_B, B.shape, "∂L/∂B"), torch.zeros_like(B),
+              "∂L/∂B where B = 0 must not be that of B's own formula with B in it")

@@ -30,8 +30,8 @@ def test_the_gradients_are_multiplied_by_the_inverses(ex, problem, draw):
     for delta in (0.4, 1e-6):
         found = pair(lambda: ex.precondition(grad_A, grad_B, A, B, delta), A, B, grad_A, grad_B)
         for name, mine, wanted in zip("AB", found, by_inverse(grad_A, grad_B, A, B, delta)):
-            same(mine, wanted, f"with δ = {delta:g}, ∇{name} must be multiplied by the inverse of "
-                               "its damped Gram matrix")
+            same(mine, wanted, f"with δ = {delta:g}, ∇{name} must be what the inverse of the other "
+                               "factor's damped Gram matrix makes of it")
 
 
 def test_a_start_from_zero_is_finite(ex, problem):
@@ -40,7 +40,8 @@ def test_a_start_from_zero_is_finite(ex, problem):
     grad_A = s * G @ B.T
     new_A, new_B = pair(lambda: ex.precondition(grad_A, grad_B, A, B, 1e-6), A, B, grad_A, grad_B)
     same(new_A, grad_A, "with B = 0, ∇A is 0 and stays so")
-    same(A.T @ A @ new_B + 1e-6 * new_B, grad_B, "with B = 0, ∇B is preconditioned as ever")
+    same(A.T @ A @ new_B + 1e-6 * new_B, grad_B, "with B = 0, the new ∇B solves (A's damped Gram "
+                                                      "matrix) · new = ∇B")
 
 
 @pytest.mark.points(2)

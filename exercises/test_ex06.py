@@ -66,6 +66,9 @@ def test_the_start_changes_nothing_exactly(ex, draw):
 
 
 def test_the_start_can_learn(ex):
+    size = start(ex, 400, 50)[0].double().square().mean().sqrt().item()
+    holds(0.02 < size < 0.1, f"with d = 400, W_down's entries must be about 1/√d = 0.05 in size; "
+                             f"they are about {size:.2g}")
     W_down, again = start(ex, 20, 5)[0], start(ex, 20, 5)[0]
     rank = torch.linalg.matrix_rank(W_down.double()).item()
     holds(rank == 5, f"W_down (5, 20) must be random: its rank is {rank}, so the bottleneck's 5 "

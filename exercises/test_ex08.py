@@ -45,6 +45,10 @@ def test_a_restart_takes_a_new_a(ex, layer):
     largest, most = first.abs().max().item(), N ** -0.5
     holds(0 < largest <= most * 1.001, f"A's entries must be within ±{most:.3g}: the largest is "
                                        f"{largest:.3g}")
+    many = torch.cat([restarted(ex, W0, A, B)[1] for _ in range(20)])
+    negative = (many < 0).double().mean().item()
+    holds(0.2 < negative < 0.8, f"half of A's entries must be negative, more or less: of "
+                                f"{many.numel()} it is {negative:.0%}")
 
 
 @pytest.mark.points(2)

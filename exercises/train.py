@@ -10,8 +10,8 @@ most three functions; what it leaves out is LoRA's:
     optimizer(model, lr)                 -> a torch.optim.Optimizer
     after_step(model, optimizer, step)   called after each step; step counts from 1
 """
+import ast
 import importlib.util
-import inspect
 import sys
 from pathlib import Path
 
@@ -40,16 +40,22 @@ def after_step(model, optimizer, step):
 
 def load(name, solutions):
     """The module of an exercise, with the three functions; ends if it is not written yet."""
-    path = (HERE / "solutions" if solutions else HERE) / f"{name}.py"
-    if not path.exists():
-        known = ", ".join(sorted(each.stem for each in HERE.glob("ex*.py")))
-        sys.exit(f"exercises.train: there is no exercise {name}; there are {known}")
+    folder = HERE / "solutions" if solutions else HERE
+    known = {path.stem: path for path in sorted(folder.glob("ex*.py"))}
+    names = [each for each in known if each.startswith(name)]
+    if len(names) != 1:
+        sys.exit(f"exercises.train: {folder.name}/ has no exercise {name}, but "
+                 f"{', '.join(known) or 'none'}")
+    [name] = names
+    path = known[name]
     specification = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    for function in getattr(module, "TO_WRITE", ()):
-        if "raise NotImplementedError" in inspect.getsource(getattr(module, function)):
-            sys.exit(f"exercises.train: {name}: {function} is not written yet")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Raise):
+            sys.exit(f"exercises.train: {name}: {node.name} is not written yet")
+    if not any(hasattr(module, function.__name__) for function in (adapt, optimizer, after_step)):
+        sys.exit(f"exercises.train: {name} trains nothing of its own: try ex06 and those after it")
     for function in (adapt, optimizer, after_step):
         if not hasattr(module, function.__name__):
             setattr(module, function.__name__, function)
@@ -98,8 +104,9 @@ def main():
     if "--out_dir" not in flags:
         flags += ["--out_dir", f"out/{name}"]
     sys.argv = ["train.py", *flags]
-    install(load(name, solutions))
-    print(f"{name}: {'the solution' if solutions else 'your code'}, where train.py says lora")
+    exercise = load(name, solutions)
+    install(exercise)
+    print(f"{exercise.__name__}: {'the solution' if solutions else 'your code'}, where train.py says lora")
     train.main()
 
 

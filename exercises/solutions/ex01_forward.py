@@ -25,8 +25,8 @@ def forward(x, W, A, B, alpha):
 def gradients(x, W, A, B, alpha, grad_y):
     """From grad_y = ∂L/∂y (n, d_out) -> ∂L/∂x, ∂L/∂A, ∂L/∂B, in the shapes of x, A and B.
 
-    Hint: the gradient of the dense weight would be xᵀ grad_y (d_in, d_out); never make it, it is
-    as large as W. W is frozen: it has no gradient, but x's passes through it.
+    Hint: the gradient of the dense weight would be xᵀ grad_y (d_in, d_out), as large as W; it need
+    not be made. W is frozen: it has no gradient, but x's passes through it.
     """
     s = alpha / A.shape[1]
     thin = grad_y @ B.T

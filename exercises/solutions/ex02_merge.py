@@ -22,7 +22,7 @@ TO_WRITE = ("merge", "unmerge", "merged_head")
 
 
 def merge(layer):
-    """-> a new dict, the merged layer. A layer that is merged already stays as it is.
+    """-> a new dict, the merged layer; of a layer that is merged already, a dict of the same.
 
     The dict that came in, and its tensors, stay as they are. A, B and alpha keep their names.
     Hint: what will `unmerge` need that it could not compute?

@@ -7,6 +7,8 @@ singular directions. With G = U S Vᵀ, singular values falling,
     A = c · (the first r columns of U)
     B = c · (the next r columns of V, as rows)        c = d_out^(1/4) / √gamma
 
+(Any split of the first 2r directions would do; the paper takes this one.)
+
 A and B are not zero, so s·AB is taken out of the frozen weight, and the model starts as it was:
 
     W ← W − s · A B        s = alpha / √r
