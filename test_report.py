@@ -353,7 +353,8 @@ def test_measures_of_weights_against_their_definitions():
     S = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
     delta = U * S @ V.T  # 9/14.25 = 0.63, 13/14.25 = 0.91
     assert [weights.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)] == [1, 2, 2, 3]
-    assert math.isclose(weights.overlap(V[:, :2], V), 1) and weights.overlap(V[:, :2], V[:, 2:]) < 1e-20
+    assert math.isclose(weights.overlap(V[:, :2], V), 1)
+    assert weights.overlap(V[:, :2], V[:, 2:]) < 1e-20
     W = 2 * delta  # ‖ΔW‖ / ‖UᵀWV‖ is 1/2 in ΔW's own directions
     assert math.isclose(weights.amplification(W, delta, 4), 0.5)
 

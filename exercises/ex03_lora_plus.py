@@ -7,8 +7,8 @@ three parts, and their sum is exact:
 
 A step of Adam moves each entry by about its learning rate, however large the gradient. Let the
 model be wide, n = d_in. Each number of x dA sums n terms, which mostly have one sign, since dA
-follows x. (A is random, its numbers about 1/√n, so that x A stays of one size.) Each number of (x A)
-dB sums only r. With one rate for both, either the one part grows
+follows x. (A is random, its numbers about 1/√n, so that x A stays of one size.) Each number of
+(x A) dB sums only r. With one rate for both, either the one part grows
 with n, or the other vanishes. For both to keep their size, the theorem asks for
 
     η_A ∝ 1/n        η_B constant

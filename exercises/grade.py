@@ -8,8 +8,8 @@ A submission is a directory that holds ex01_forward.py and so on, anywhere withi
 in a copy of its own without solutions, by the teacher's graders, all with the same inputs; its
 answers run in yet another process, which sends numbers back and nothing else. What is missing or
 crashes costs its own points, and so does a function that takes more than 20 seconds, which is not
-asked again; a submission that takes more than --seconds gets none, and the remark says so. Against someone who attacks the machine itself,
-run this in a container.
+asked again; a submission that takes more than --seconds gets none, and the remark says so. Against
+someone who attacks the machine itself, run this in a container.
 """
 import argparse
 import json
@@ -63,7 +63,8 @@ def run(directory, report, args, *more):
 def remarks(points):
     """What went wrong in short, and in full: the first sentence, and all, of each exercise."""
     said = {name: each["messages"] for name, each in points.items() if each["messages"]}
-    first = [messages[0].splitlines()[-1].partition(": ")[2] or messages[0] for messages in said.values()]
+    last_lines = [messages[0].splitlines()[-1] for messages in said.values()]
+    first = [line.removeprefix(f"{name}: ") for name, line in zip(said, last_lines)]
     short = "; ".join(f"{name[:4]}: {text[:90]}" for name, text in zip(said, first))
     full = "\n\n".join(f"{name}: {each['got']} of {each['points']}\n  "
                        + "\n  ".join(each["messages"] or ["all holds"])

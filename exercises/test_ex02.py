@@ -21,8 +21,8 @@ def call(function, layer):
     """-> the dict that the function makes of a layer, which must stay as it is."""
     before = dict(layer)
     tensors = [layer[name] for name in "WAB"]
-    result = untouched(tensors, lambda: function(layer), "W, A and B of the dict that comes in must "
-                       "stay as they are: `+=` changes a tensor in place")
+    result = untouched(tensors, lambda: function(layer), "W, A and B of the dict that comes in "
+                       "must stay as they are: `+=` changes a tensor in place")
     holds(layer.keys() == before.keys() and all(layer[key] is before[key] for key in before),
           "the dict that comes in must stay as it is: the result is a new one")
     holds(isinstance(result, dict) and result.keys() >= before.keys() & {"W", "A", "B", "alpha"},

@@ -47,7 +47,8 @@ def test_no_other_choice_of_x_is_nearer_to_loras_gradients(ex, problem, draw):
     g_A, g_B = ex.adjusted(grad_A, grad_B, A, B, s)
 
     def distance(X):
-        return ((g_A + X @ A - grad_A).square().sum() + (g_B - B @ X - grad_B).square().sum()).item()
+        apart_A, apart_B = g_A + X @ A - grad_A, g_B - B @ X - grad_B
+        return (apart_A.square().sum() + apart_B.square().sum()).item()
 
     here = distance(torch.zeros(3, 3, dtype=A.dtype))
     for _ in range(20):

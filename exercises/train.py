@@ -106,7 +106,8 @@ def main():
     sys.argv = ["train.py", *flags]
     exercise = load(name, solutions)
     install(exercise)
-    print(f"{exercise.__name__}: {'the solution' if solutions else 'your code'}, where train.py says lora")
+    whose = "the solution" if solutions else "your code"
+    print(f"{exercise.__name__}, {whose}; train.py calls it lora:")
     train.main()
 
 

@@ -3,8 +3,8 @@
     python -m experiments.claims
 
 writes a CSV for each question to experiments/results, from which experiments.figures draws, and
-prints the verdicts; the exit code is 1 if one is not what it was. Nothing here is trained for long: these
-are statements about first steps and about small exact problems.
+prints the verdicts; the exit code is 1 if one is not what it was. Nothing here is trained for long:
+these are statements about first steps and about small exact problems.
 """
 import math
 import statistics
@@ -330,7 +330,8 @@ def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
     yield ("preconditioned descent does not slow down with the condition number", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} at κ = {numbers(CONDITIONS)}",
            max(scaled) <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0])
-    plain, scaled = ([statistics.median(column(conditioning, name, case="random start", value=kappa))
+    far_from = {"case": "random start"}
+    plain, scaled = ([statistics.median(column(conditioning, name, value=kappa, **far_from))
                       for kappa in CONDITIONS] for name in ("plain", "preconditioned"))
     yield ("nor does it from a small random start", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} (10000: or more)",

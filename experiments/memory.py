@@ -1,9 +1,9 @@
 """Why does the preconditioner learn so little with Adam's β₂ = 0.999?
 
 The explanation to be refuted: B starts at zero, so (BᵀB + δI)⁻¹ makes A's first gradients huge, and
-with a memory of a thousand steps they keep A's steps small for the whole run. Then a shorter memory,
-a larger δ, or a start with B ≠ 0 must each bring it back; if the pair of betas itself were to blame,
-the last two would not.
+with a memory of a thousand steps they keep A's steps small for the whole run. Then a shorter
+memory, a larger δ, or a start with B ≠ 0 must each bring it back; if the pair of betas itself were
+to blame, the last two would not.
 """
 from experiments import question
 

@@ -17,7 +17,8 @@ VARIANTS = {
 
 def text(found):
     """For each, at the rates of `math` and at the best: does the advice cost anything?"""
-    lines = ["| data: method | loss at math's rate | best loss | at × math's rate |", "|---|---|---|---|"]
+    lines = ["| data: method | loss at math's rate | best loss | at × math's rate |",
+             "|---|---|---|---|"]
     for name, variant in VARIANTS.items():
         rates = compare.at_rates(found, name)
         own = train.PRESETS[variant.method]["lr"]

@@ -28,7 +28,8 @@ def start(name, G, rank, gamma=16.0):
     if name == "orthonormal":  # the magnitude alone
         return c * orthonormal(d_in, rank).T, c * orthonormal(d_out, rank)
     if name == "gaussian":
-        return (c * torch.randn(rank, d_in) / d_in ** 0.5, c * torch.randn(d_out, rank) / d_out ** 0.5)
+        A, B = torch.randn(rank, d_in) / d_in ** 0.5, torch.randn(d_out, rank) / d_out ** 0.5
+        return c * A, c * B
     if name == "small":  # the directions alone: A, and B, as large as LoRA's own A
         return A / c / 3 ** 0.5, B / c / 3 ** 0.5
     if name == "aligned-A":

@@ -4,8 +4,8 @@
     python -m experiments.weights --quick    four steps a run, for a look, in out/quick
 
 writes three tables to results/: perturbation.csv (how many singular values hold nine tenths of
-‖ΔW‖²_F, by layer and by steps, beside Gaussian noise), subspaces.csv (how much LoRA's ΔW shares with
-that of another rank or seed, and with W0) and diversity.csv (how many of 50 answers differ).
+‖ΔW‖²_F, by layer and by steps, beside Gaussian noise), subspaces.csv (how much LoRA's ΔW shares
+with that of another rank or seed, and with W0) and diversity.csv (how many of 50 answers differ).
 """
 import argparse
 import os

@@ -1,7 +1,8 @@
 """Answers to exercise 1 that the grader must tell from right ones, and one more right one."""
 WRONG = {  # what is wrong: (what the solution says, what it says instead)
     "the scale is missing": ("x @ W + s * (x @ A) @ B", "x @ W + (x @ A) @ B"),
-    "alpha is not divided by the rank": ("s = alpha / A.shape[1]\n    return", "s = alpha\n    return"),
+    "alpha is not divided by the rank": (
+        "s = alpha / A.shape[1]\n    return", "s = alpha\n    return"),
     "alpha is divided by the root of the rank": (
         "s = alpha / A.shape[1]\n    return", "s = alpha / A.shape[1] ** 0.5\n    return"),
     "A's gradient lacks the scale": ("grad_A = s * x.T", "grad_A = x.T"),

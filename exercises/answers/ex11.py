@@ -1,6 +1,7 @@
 """Answers to exercise 11 that the grader must tell from right ones, and one more right one."""
 WRONG = {
-    "the scale is not taken out": ("torch.linalg.solve(BtB, grad_A) / s ** 2", "torch.linalg.solve(BtB, grad_A) / s"),
+    "the scale is not taken out": (
+        "torch.linalg.solve(BtB, grad_A) / s ** 2", "torch.linalg.solve(BtB, grad_A) / s"),
     "X is left out": ("X = sylvester(BtB, AAt, -from_A @ A.T)", "X = torch.zeros_like(BtB)"),
     "X has the other sign in g_B": (" - B @ X", " + B @ X"),
     "the projection is left out": (

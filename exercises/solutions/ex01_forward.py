@@ -4,8 +4,8 @@ A frozen weight W gets a low-rank companion, which alone is trained:
 
     y = x W + s · (x A) B        s = alpha / r
 
-Here rows are examples and weights act from the right, as in many textbooks; lora.py has it the other
-way round. x (n, d_in), W (d_in, d_out), A (d_in, r), B (r, d_out), y (n, d_out).
+Here rows are examples and weights act from the right, as in many textbooks; lora.py has it the
+other way round. x (n, d_in), W (d_in, d_out), A (d_in, r), B (r, d_out), y (n, d_out).
 
 To think about: with B = 0, which of the two factors gets a gradient in the first step? And what
 would happen if A were zero as well?

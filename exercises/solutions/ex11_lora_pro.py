@@ -1,13 +1,13 @@
 """11. LoRA-Pro (Wang et al., arXiv 2407.18242, theorems 2.1 to 2.3).
 
-A step of LoRA moves W by s·(B ΔA + ΔB A). Of all such moves, which is the nearest to the step −G that
-full fine-tuning would make? With P_B = B(BᵀB)⁻¹Bᵀ the projection onto B's columns,
+A step of LoRA moves W by s·(B ΔA + ΔB A). Of all such moves, which is the nearest to the step −G
+that full fine-tuning would make? With P_B = B(BᵀB)⁻¹Bᵀ the projection onto B's columns,
 
     g_A = (1/s²) (BᵀB)⁻¹ ∇A + X A
     g_B = (1/s²) (I − P_B) ∇B (AAᵀ)⁻¹ − B X
 
-make s·(B g_A + g_B A) the projection of G onto what LoRA can do, whatever X (r, r) is. The paper takes
-the X with which g_A and g_B are nearest to LoRA's own gradients; it solves a Sylvester equation,
+make s·(B g_A + g_B A) the projection of G onto what LoRA can do, whatever X (r, r) is. The paper
+takes the X with which g_A and g_B are nearest to LoRA's own gradients; it solves a Sylvester equation,
 
     BᵀB X + X AAᵀ = −(1/s²) (BᵀB)⁻¹ ∇A Aᵀ
 
