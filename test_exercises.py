@@ -1,4 +1,5 @@
 """The exercises' graders grade: solutions pass, stubs do not, wrong answers are found out."""
+import copy
 import csv
 import importlib
 import os
@@ -9,12 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import curves
+from data import tasks, tokenizer
 from data.files import InputError
 from exercises import figures
 from exercises import grade as grade_command
 from exercises import handout
+from exercises import train as training
+from model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent
 EXERCISES = ROOT / "exercises"
@@ -185,3 +190,42 @@ def figures_at(directory, name):
     with open(directory / f"{name}.csv", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             yield {key: value if key == "run" else float(value) for key, value in row.items()}
+
+
+SYSTEMS = [name for name in NAMES if name >= "ex06"]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_starts_from_the_base_trains_what_it_adds_and_learns(name):
+    """On a tiny model and one batch; what merges is followed across a restart."""
+    torch.manual_seed(0)
+    base = GPT(GPTConfig(block_size=128, vocab_size=2048, n_layer=2, n_head=2, n_embd=32))
+    model = copy.deepcopy(base)
+    exercise = training.load(name, solutions=True)
+    exercise.adapt(model, 2)
+    task = tasks.load("math", tokenizer.load(), 96)
+    idx, targets = task.batch(0, 0, 8)
+    if name != "ex07_prompt_tuning":  # its prompt is seen from the start
+        torch.testing.assert_close(model(idx, targets)[0], base(idx, targets)[0], rtol=0, atol=1e-4)
+    trained = {p for p in model.parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained) < 0.1 * sum(p.numel() for p in base.parameters())
+
+    optimizer = exercise.optimizer(model, 0.1 if name == "ex07_prompt_tuning" else 1e-2)
+    losses = []
+    for step in range(1, 61):
+        loss = model(idx, targets)[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        exercise.after_step(model, optimizer, step)
+        losses.append(loss.item())
+    least = 0.01 if name == "ex07_prompt_tuning" else 0.15  # a random model hardly hears a prompt
+    assert losses[-1] < losses[0] - least, losses[::10]
+    for merging, last in (("ex08", 201), ("ex09", 101), ("ex10", 51), ("ex14", 500)):
+        if name.startswith(merging):
+            model.eval()
+            before = model(idx, targets)[1].item()
+            exercise.after_step(model, optimizer, last)
+            jump = abs(model(idx, targets)[1].item() - before)
+            assert jump < (0.05 if merging == "ex14" else 1e-4)  # pruning may cost a little
+            assert not optimizer.state

@@ -17,7 +17,7 @@ STARTS = {  # name: flags of experiments.variant, flags of train.py
 }
 OPTIMIZERS = {  # name: its flag, learning rates, steps
     "sgd": ("--optimizer sgd", (0.03, 0.1, 0.3, 1), 100),
-    "adamw": ("", (5e-4, 1e-3, 2e-3, 4e-3), 300),
+    "adamw": ("", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), 300),
 }
 VARIANTS = {
     f"{optimizer}; {start}": question.Variant(
@@ -37,7 +37,8 @@ def text(found):
             cells = [start]
             for number in ("early", "loss"):
                 lr = min(rates, key=lambda lr: compare.median(rates[lr], number))
-                cells += [f"{lr:g}", compare.spread(rates[lr], number, "{:.3f}")]
+                edge = " (edge)" if lr in (min(rates), max(rates)) else ""
+                cells += [f"{lr:g}{edge}", compare.spread(rates[lr], number, "{:.3f}")]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
