@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -1202,18 +1203,18 @@ def test_gpt_generate_is_greedy_at_0_seeded_and_leaves_other_randomness_alone():
 def test_readme_example_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    snippet, code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [snippet] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     batches = [tokens()]
     known = {"torch": torch, "model": gpt(), "batches": batches, "loss_fn": gpt_loss}
     exec(snippet, known)
     gpt_loss(known["model"], batches[0]).backward()
     known["optimizer"].step()
-    names = {}
-    exec(code, names)
+    names = runpy.run_path(str(ROOT / "example.py"))
     x = torch.randn(5, 64)
-    torch.testing.assert_close(names["base"](x), names["model"](x), rtol=1e-4, atol=1e-5)
-    layers = lora_layers(names["base"]).values()
+    torch.testing.assert_close(names["loaded"](x), names["model"](x), rtol=1e-4, atol=1e-5)
+    layers = lora_layers(names["loaded"]).values()
     assert any(layer.delta().abs().max() > 1e-4 for layer in layers)
+    assert names["loss"] < 0.9
 
 
 def test_readme_links_name_functions_that_are_there():

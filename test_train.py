@@ -54,6 +54,7 @@ def test_imports_run_downwards_and_no_file_imports_a_command():
         "runs": "lora huggingface data.base data.files",
         "curves": "data.files",
         "report": "curves runs",
+        "example": "lora",
         "train": "lora model report runs data.files data.tasks data.tokenizer",
         "sample": "runs data.files data.tokenizer",
         "export": "runs huggingface data.files"}
