@@ -17,7 +17,7 @@ from data import tasks, tokenizer
 from data.files import InputError
 from exercises import figures
 from exercises import grade as grade_command
-from exercises import handout
+from exercises import handout, worker
 from exercises import train as training
 from model import GPT, GPTConfig
 
@@ -31,13 +31,14 @@ class Results:
     """A plugin of a run within the run: how many tests passed, and what the others said."""
 
     def __init__(self):
-        self.passed, self.failures = 0, []
+        self.passed, self.points, self.failures = 0, 0, []
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
             self.failures.append(str(report.longrepr))
         elif report.when == "call":
             self.passed += 1
+            self.points += dict(report.user_properties)["points"]
 
 
 def grade(number, *options):
@@ -59,10 +60,16 @@ def written(tmp_path, name, text):
     return f"--answers={tmp_path}"
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_a_solution_gets_all_points(number):
-    results = grade(number, "--solutions")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_solution_gets_all_points_and_the_handout_says_how_many(name):
+    results = grade(name[:4], "--solutions")
     assert results.passed >= 3 and not results.failures
+    page = (EXERCISES / "README.md").read_text(encoding="utf-8")
+    [(functions, points)] = re.findall(
+        rf"\| \[{name}\]\({name}\.py\) \| (.*) \| (\d+) \| \d+ \|", page)
+    assert int(points) == results.points
+    assert tuple(re.findall(r"`(\w+)`", functions)) == worker.load(
+        EXERCISES / "solutions" / f"{name}.py").TO_WRITE
 
 
 @pytest.mark.parametrize("name", NAMES)

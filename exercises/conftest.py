@@ -25,17 +25,22 @@ def pytest_addoption(parser):
     group.addoption("--isolated", action="store_true", help="run answers in a process of their own")
 
 
+def grading(config):
+    """Whether this folder, or a file in it, was asked for: the project's own `pytest` does not."""
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return any(path == HERE or HERE in path.parents for path in named)
+
+
 def pytest_configure(config):
-    config.option.reportchars = ""  # each failure once, not again in a summary
+    if grading(config):
+        config.option.reportchars = ""  # each failure once, not again in a summary
     config.addinivalue_line("markers", "points(n): what a test is worth")
     if config.getoption("random", None) is None:
         config.option.random = time.time_ns() % 1_000_000
 
 
 def pytest_ignore_collect(collection_path, config):
-    """The project's own `pytest` does not grade a student: only one that names this folder does."""
-    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    return True if not any(path == HERE or HERE in path.parents for path in named) else None
+    return None if grading(config) else True
 
 
 def pytest_report_header(config):
@@ -103,6 +108,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    if not grading(config):
+        return
     points, messages = {}, {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):

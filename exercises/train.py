@@ -11,7 +11,6 @@ most three functions; what it leaves out is LoRA's:
     after_step(model, optimizer, step)   called after each step; step counts from 1
 """
 import ast
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 import lora
 import report
 import train
+from exercises import worker
 from runs import load_base
 
 HERE = Path(__file__).parent
@@ -48,9 +48,10 @@ def load(name, solutions):
                  f"{', '.join(known) or 'none'}")
     [name] = names
     path = known[name]
-    specification = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    try:
+        module = worker.load(path)
+    except worker.Failure as failure:
+        sys.exit(f"exercises.train: {name} {failure}")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Raise):
             sys.exit(f"exercises.train: {name}: {node.name} is not written yet")

@@ -104,7 +104,7 @@ def load(path):
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise Failure(f"cannot be called, as {told(error, path)}") from None
+        raise Failure(f"cannot be imported: {told(error, path)}") from None
     return module
 
 
