@@ -26,12 +26,16 @@ VARIANTS = {
 
 
 def usable(found, variant):
-    """The best loss, its rate, and the factor between the least and the largest rate as good."""
+    """The best loss, its rate, and the factor over which the rates around it are as good."""
     losses = {lr: compare.median(results, "loss")
               for lr, results in compare.at_rates(found, variant).items()}
-    best = min(losses.values())
-    good = [lr for lr, loss in losses.items() if loss <= NEAR * best]
-    return best, min(losses, key=losses.get), max(good) / min(good)
+    at, rates = min(losses, key=losses.get), list(losses)
+    low = high = rates.index(at)
+    while low > 0 and losses[rates[low - 1]] <= NEAR * losses[at]:
+        low -= 1
+    while high + 1 < len(rates) and losses[rates[high + 1]] <= NEAR * losses[at]:
+        high += 1
+    return losses[at], at, rates[high] / rates[low]
 
 
 def text(found):

@@ -12,8 +12,8 @@ With G = ∂L/∂W (d_in, d_out) the gradients are ∇A = s GBᵀ (d_in, r) and 
 Gram matrices are r × r, so the wrong one fits as well: work out first which goes where.
 
 As δ → 0, and where both Gram matrices are invertible, a small step moves the weight by −η s² times
-(G projected onto B's rows, plus G projected onto A's columns). This is the same step for all A and B
-that make the same weight.
+(G projected onto B's rows, plus G projected onto A's columns). This is the same step for all A and
+B that make the same weight.
 
 To think about: which of the two gradients needs the damping at LoRA's start, with B = 0? And how
 large is the inverse there?

@@ -7,7 +7,8 @@ that full fine-tuning would make? With P_B = B(BᵀB)⁻¹Bᵀ the projection on
     g_B = (1/s²) (I − P_B) ∇B (AAᵀ)⁻¹ − B X
 
 make s·(B g_A + g_B A) the projection of G onto what LoRA can do, whatever X (r, r) is. The paper
-takes the X with which g_A and g_B are nearest to LoRA's own gradients; it solves a Sylvester equation,
+takes the X with which g_A and g_B are nearest to LoRA's own gradients. It solves a Sylvester
+equation,
 
     BᵀB X + X AAᵀ = −(1/s²) (BᵀB)⁻¹ ∇A Aᵀ
 
