@@ -15,17 +15,19 @@ import pytest
 import torch
 
 import curves
+import lora
 import report
 import train
 from data.files import InputError
-from experiments import claims, compare, figures, plot, question, sweep, variant, weights
+from experiments import (claims, compare, figures, fronts, plot, question, speed, sweep, variant,
+                         weights)
 from test_lora import ROOT
 from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
-QUESTIONS = ("betas", "longer", "memory", "ranks", "ratios", "regularisation", "robustness",
-             "starts", "targets", "toggles", "transfer")
+QUESTIONS = ("betas", "fronts", "libraries", "longer", "memory", "ranks", "ratios", "regularisation",
+             "robustness", "speed", "starts", "systems", "targets", "toggles", "transfer")
 
 
 def log_of(directory):
@@ -297,12 +299,10 @@ def test_a_question_is_told_as_its_rows_have_it(name):
     asked = importlib.import_module(f"experiments.{name}").QUESTION
     assert asked.name == name
     if not (question.RESULTS / f"{name}.csv").exists():
-        assert f"`python -m experiments.{name}` | | open |" in evidence()
+        assert f"`python -m experiments.{name}` | | open |" in evidence() or name == "systems"
         return
-    told = asked.told(asked.stored())
-    assert (question.RESULTS / f"{name}.md").read_text(encoding="utf-8") == told
-    for line in told.splitlines():
-        assert not line.startswith("|") or line in evidence(), line
+    page = asked.page.read_text(encoding="utf-8")
+    assert question.place_of(name, page)[1] == asked.table(asked.stored())
 
 
 def evidence():
@@ -324,7 +324,97 @@ def test_a_question_runs_what_is_missing_and_goes_on(tmp_path, monkeypatch, caps
     assert all(float(row["early"]) > 0 for row in rows)
     question.ask(asked)
     assert "2 of 2 runs" in capsys.readouterr().out
-    assert Path("out/quick/asked.md").read_text(encoding="utf-8").startswith("`python -m exp")
+
+
+def row(learned, docs, metric="exact match"):
+    return {"metric": metric, "learned": str(learned), "docs": str(docs), "docs_before": "0",
+            "loss": "1", "path": "0:0.0:0.0"}
+
+
+def test_the_first_seed_chooses_a_rate_that_the_others_go_on_with():
+    variants = {"LoRA": question.Variant("lora", (1e-3, 2e-3, 4e-3)),
+                "full": question.Variant("full", (1e-3, 2e-3, 4e-3), own=1e-3)}
+    asked = question.Question("asked", variants)
+    every = asked.plan(3)
+    assert len(every) == 18
+    learned = {"LoRA": {1e-3: 0.9, 2e-3: 0.91, 4e-3: 0.1}, "full": {1e-3: 0, 2e-3: 0, 4e-3: 1}}
+    rows = {flags: row(learned[name][lr], docs=lr)
+            for flags, (name, lr, seed) in every.items() if seed == 0}
+    later = [every[flags] for flags in asked.later(every, rows)]
+    chosen = {("LoRA", 1e-3), ("full", 1e-3), ("full", 4e-3)}  # LoRA: alike, but forgot less
+    assert sorted(later) == sorted((*each, seed) for each in chosen for seed in range(3))
+    everywhere = question.Question("asked", variants, every_rate=True)
+    assert everywhere.later(every, rows) == list(every)
+    rows |= {flags: row(0.5, docs=1) for flags in asked.later(every, rows)}
+    found = asked.results(every, rows)
+    assert compare.best_rate(compare.at_rates(found, "LoRA")) == 1e-3  # 0.91 is of one seed
+
+
+def test_each_variant_of_a_question_has_the_metric_of_its_task():
+    variants = {"math: LoRA": question.Variant("lora", (1e-3,)),
+                "code: LoRA": question.Variant("lora", (1e-3,), data="code")}
+    asked = question.Question("asked", variants)
+    every = asked.plan(2)
+    rows = {}
+    for flags, (name, _, seed) in every.items():
+        metric = "exact match" if name.startswith("math") else "loss"
+        rows[flags] = row(2.5, 1, "diverged" if seed else metric)
+    metrics = {(each["method"], each["metric"]) for each in asked.results(every, rows)}
+    assert metrics == {("math: LoRA", "exact match"), ("code: LoRA", "loss")}
+
+
+def path(metric, *points):
+    return {"metric": metric, "docs_before": 3.0,
+            "path": [[step, value, docs] for step, (value, docs) in enumerate(points)]}
+
+
+def test_a_front_keeps_what_no_other_point_beats():
+    runs = [path("exact match", (0, 3), (0.5, 4), (0.4, 5), (0.9, 6)),
+            path("exact match", (0, 3), (0.2, 3.5), (0.9, 9))]
+    assert fronts.front(runs) == [(0.5, 0.2), (1, 0.5), (3, 0.9)]
+    losses = [path("loss", (4, 3), (2, 4), (2.5, 3.5), (2.4, 5))]
+    assert fronts.front(losses) == [(0.5, 2.5), (1, 2)]
+    assert compare.forgotten_at(losses, 2.5) == 1 and compare.forgotten_at(runs, 0.9) == 4.5
+
+
+def test_speed_is_the_first_step_seen_above_a_level():
+    run = path("exact match", (0, 3), (0.5, 3), (0.4, 3), (0.95, 3))
+    assert [speed.steps_to(run, level) for level in (0.5, 0.9, 0.99)] == [1, 3, math.inf]
+
+
+def test_a_table_goes_to_its_place_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- end of one -->\nb <!-- two -->\n")
+    question.put("| new |", "one", page)
+    assert page.read_text() == "a\n<!-- one -->\n\n| new |\n\n<!-- end of one -->\nb <!-- two -->\n"
+    assert question.place_of("one", page.read_text())[1] == "| new |"
+    with pytest.raises(InputError, match="<!-- two -->"):
+        question.put("| new |", "two", page)
+
+
+@pytest.mark.parametrize("method", ["lora", "loraplus", "loraga", "riemannian"])
+def test_pefts_versions_train_in_train_py(method, tiny, monkeypatch):
+    pytest.importorskip("peft", reason="needs peft: pip install peft")
+    from experiments import peft_run
+
+    flags = ["--method", method, "--steps", "2", "--lr", "1e-3", "--betas", "0.8", "0.9"]
+    mine = tiny(*flags, "--out_dir", "mine")
+    for name in ("build_model", "build_optimizer"):
+        monkeypatch.setattr(train, name, getattr(peft_run, name))
+    monkeypatch.setattr(lora, "lora_ga_init", lora.lora_ga_init)  # so that it is put back
+    build, optimizers = train.build_optimizer, []
+    monkeypatch.setattr(train, "build_optimizer",
+                        lambda *args: optimizers.append(build(*args)) or optimizers[0])
+    theirs = tiny(*flags, "--out_dir", "theirs")
+    first, other = (float(log_of(directory)[1]["loss"]) for directory in ("mine", "theirs"))
+    assert abs(first - other) < 1e-4 * first  # all start from the base
+    assert theirs["trainable_params"] == mine["trainable_params"]
+    groups = optimizers[0].param_groups
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}
+    rates = {group["peak_lr"] for group in groups if group["params"]}
+    assert rates == ({1e-3, 16e-3} if method == "loraplus" else {1e-3})
+    kind = type(optimizers[0]).__name__
+    assert kind == ("RiemannianPreconditionedOptimizer" if method == "riemannian" else "AdamW")
 
 
 def test_starts_have_the_norms_that_they_say():

@@ -3,15 +3,16 @@
 Three pairs: torch's default, the one that language models are trained with, and the one of the
 preconditioner's authors.
 """
+import curves
 import train
 from experiments import compare, question
 
-PAIRS = ("0.9 0.999", "0.9 0.95", "0.7 0.8")
+PAIRS = {"0.9 0.999": (0.5, 1, 2, 4), "0.9 0.95": compare.AROUND, "0.7 0.8": (0.25, 0.5, 1, 2)}
 VARIANTS = {
     f"{method}, {pair}": question.Variant(
-        method, [train.PRESETS[method]["lr"] * factor for factor in compare.AROUND],
-        "" if pair == "0.9 0.95" else f"--betas {pair}")
-    for pair in PAIRS for method in compare.METHODS}
+        method, [train.PRESETS[method]["lr"] * factor for factor in factors],
+        "" if pair == "0.9 0.95" else f"--betas {pair}", own=train.PRESETS[method]["lr"])
+    for pair, factors in PAIRS.items() for method in compare.METHODS}
 
 
 def text(found):
@@ -19,7 +20,7 @@ def text(found):
     lines = ["| method | " + " | ".join(f"betas {pair}" for pair in PAIRS) + " |",
              "|---" * (len(PAIRS) + 1) + "|"]
     for method in compare.METHODS:
-        cells = [method]
+        cells = [compare.NAMES[method]]
         for pair in PAIRS:
             rates = compare.at_rates(found, f"{method}, {pair}")
             if not rates:
@@ -33,7 +34,19 @@ def text(found):
     return "\n".join(lines)
 
 
-QUESTION = question.Question("betas", VARIANTS, text=text)
+def draw(found):
+    figure, panels = curves.new_figure(16, 5, panels=len(PAIRS))
+    for panel, pair in zip(panels, PAIRS):
+        mine = [{**result, "method": result["method"].partition(",")[0]} for result in found
+                if result["method"].endswith(pair)]
+        compare.learned_against_forgotten(panel, mine, compare.METHODS)
+        curves.in_percent(panel)
+        panel.set(title=f"betas ({pair.replace(' ', ', ')})", xlim=(0.2, 30))
+    curves.name_lines(figure, panels[1], columns=len(compare.METHODS))
+    return figure
+
+
+QUESTION = question.Question("betas", VARIANTS, text=text, draw=draw)
 
 if __name__ == "__main__":
     question.ask(QUESTION)

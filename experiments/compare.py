@@ -115,7 +115,9 @@ def median(results, name):
 
 def best_rate(rates):
     """Of the rates at which the median seed has learned most, but for CHANCE, the one that has
-    forgotten least."""
+    forgotten least; a rate that some seeds did not try is left out."""
+    seeds = max(len(results) for results in rates.values())
+    rates = {lr: results for lr, results in rates.items() if len(results) == seeds}
     medians = {lr: median(results, "learned") for lr, results in rates.items()}
     if next(iter(rates.values()))[0]["metric"] == "exact match":
         most = max(medians.values())
@@ -161,13 +163,17 @@ def table(found, methods):
     return "\n".join(lines)
 
 
+def reached(metric, level, name):
+    return metric >= level if name == "exact match" else metric <= level
+
+
 def forgotten_at(results, level):
-    """The median over seeds of the docs loss's rise when exact match first reached a level."""
+    """The median over seeds of the docs loss's rise when the metric first reached a level."""
     rises = []
     for result in results:
-        reached = (docs - result["docs_before"] for _, metric, docs in result["path"]
-                   if metric >= level)
-        rises.append(next(reached, float("inf")))
+        rises_there = (docs - result["docs_before"] for _, metric, docs in result["path"]
+                       if reached(metric, level, result["metric"]))
+        rises.append(next(rises_there, float("inf")))
     return statistics.median(rises)
 
 

@@ -2,11 +2,14 @@
 
 A question is a file beside this one that says what it varies:
 
-    python -m experiments.ranks            runs what results/ranks.csv lacks, then writes the table
+    python -m experiments.ranks            runs what results/ranks.csv lacks, and puts the table
+                                           into evidence.md
     python -m experiments.ranks --quick    the same with a few steps a run, for a look, in out/quick
 
 A row of the CSV begins with what makes the run again, `python train.py FLAGS`, or, where it begins
-with -m, `python FLAGS`. A run that was stopped is taken up again.
+with -m, `python FLAGS`. A run that was stopped is taken up again. The first seed tries all learning
+rates; the other seeds go on with the one that was best, so that a rate is judged by seeds that did
+not choose it, or with all, where the question is about the rates.
 """
 import argparse
 import os
@@ -22,6 +25,7 @@ from experiments import compare, sweep
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
+EVIDENCE = Path(__file__).with_name("evidence.md")
 QUICK = "--steps 4 --eval_interval 2"
 
 
@@ -33,6 +37,7 @@ class Variant:
     flags: str = ""
     module: str = ""  # what runs in place of train.py, with its own flags: experiments.variant ...
     data: str = "math"
+    own: float = None  # a rate that every seed tries, best or not
 
     def run(self, lr, seed, more=""):
         """The flags of one run, in full, since defaults may change."""
@@ -47,25 +52,37 @@ class Question:
     of numbers that `results` returns."""
     name: str
     variants: dict
+    every_rate: bool = False  # every seed tries them all, not the first alone
     metric: str = None  # "loss" compares by the completions' loss instead of the task's own metric
     text: Callable = None
     draw: Callable = None
+    page: Path = EVIDENCE  # the text that has a place for the table
 
     def plan(self, seeds=3, more=""):
         """{the flags of a run: (variant, learning rate, seed)}, one seed before the next."""
         return {variant.run(lr, seed, more): (name, lr, seed) for seed in range(seeds)
                 for name, variant in self.variants.items() for lr in variant.rates}
 
+    def later(self, every, rows):
+        """The flags of a plan that are to run after its first seed's rows are there."""
+        if self.every_rate:
+            return list(every)
+        first = [result for result in self.results(every, rows) if result["seed"] == 0]
+        best = {name: compare.best_rate(compare.at_rates(first, name)) for name in self.variants}
+        return [flags for flags, (name, lr, _) in every.items()
+                if lr in (best[name], self.variants[name].own)]
+
     def results(self, every, rows):
         """The rows of a plan that are there -> dicts of numbers, for experiments.compare's use."""
         mine = {flags: rows[flags] for flags in every if flags in rows}
-        metrics = {row["metric"] for row in mine.values()} - {"diverged"}
+        metrics = {every[flags][0]: row["metric"] for flags, row in mine.items()
+                   if row["metric"] != "diverged"}
         if not metrics:
             raise InputError("every run diverged, or none was made")
-        metric = self.metric or min(metrics)
         found = []
         for flags, row in mine.items():
             variant, lr, seed = every[flags]
+            metric = self.metric or metrics.get(variant, min(metrics.values()))
             found.append({"method": variant, "lr": lr, "seed": seed,
                           **compare.outcome(row, metric)})
         return found
@@ -75,10 +92,10 @@ class Question:
         rows = {row["flags"]: row for row in sweep.read(RESULTS / f"{self.name}.csv")}
         return self.results(self.plan(seeds), rows)
 
-    def told(self, found):
-        """The Markdown file of a question: its command, its table."""
-        table = self.text(found) if self.text else compare.table(found, list(self.variants))
-        return f"`python -m experiments.{self.name}`\n\n{table}\n"
+    def table(self, found):
+        """The table in Markdown."""
+        text = self.text(found) if self.text else compare.table(found, list(self.variants))
+        return text.strip()
 
     def quick(self):
         """The same with one learning rate each."""
@@ -97,8 +114,23 @@ def reuse(every, table):
     write_csv(table, sweep.COLUMNS, rows.values())
 
 
+def place_of(name, text):
+    """A page's place for a table, between two comments -> what is before it, in it, and after."""
+    before, begin, rest = text.partition(f"<!-- {name} -->\n")
+    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not end:
+        raise InputError(f"no place for the table: the page lacks <!-- {name} --> and its end")
+    return before + begin, table.strip(), end + after
+
+
+def put(table, name, page):
+    before, _, after = place_of(name, page.read_text(encoding="utf-8"))
+    with replace_file(page) as file:
+        file.write(f"{before}\n{table}\n\n{after}".encode())
+
+
 def ask(question):
-    """A question's command: the runs that are missing, its table in results/, its figure."""
+    """A question's command: the runs that are missing, its table, its figure."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{question.name}")
     add = parser.add_argument
     add("--quick", action="store_true", help="four steps a run and one seed, for a look")
@@ -113,15 +145,17 @@ def ask(question):
         question = question.quick()
         every = question.plan(1, QUICK)
     try:
-        table = folder / f"{question.name}.csv"
-        reuse(every, table)
+        path = folder / f"{question.name}.csv"
+        reuse(every, path)
         if not args.stored:
-            sweep.sweep(list(every), table, args.jobs)
-        found = question.results(every, {row["flags"]: row for row in sweep.read(table)})
-        told = question.told(found)
-        with replace_file(folder / f"{question.name}.md") as file:
-            file.write(told.encode())
-        print(f"\n{told}")
+            first = [flags for flags, (_, _, seed) in every.items() if seed == 0]
+            rows = sweep.sweep(first, path, args.jobs)
+            sweep.sweep(question.later(every, rows), path, args.jobs)
+        found = question.results(every, {row["flags"]: row for row in sweep.read(path)})
+        table = question.table(found)
+        print(f"\n{table}\n")
+        if not args.quick:
+            put(table, question.name, question.page)
         if question.draw and curves.available():
             curves.write(question.draw(found), figures / f"{question.name}.svg")
     except (InputError, OSError) as error:

@@ -63,7 +63,8 @@ def draw(found):
     return figure
 
 
-QUESTION = question.Question("robustness", VARIANTS, metric="loss", text=text, draw=draw)
+QUESTION = question.Question("robustness", VARIANTS, every_rate=True, metric="loss", text=text,
+                             draw=draw)
 
 if __name__ == "__main__":
     question.ask(QUESTION)

@@ -30,16 +30,15 @@ VARIANTS = {
 def text(found):
     lines = []
     for optimizer, (_, _, steps) in OPTIMIZERS.items():
-        lines += [f"| {optimizer}; start | lr | mean training loss of steps 1 to 50 | lr | "
-                  f"held-out loss after {steps} |", "|---|---|---|---|---|"]
+        lines += [f"| {optimizer}; start | lr | mean training loss of steps 1 to 50 | "
+                  f"held-out loss after {steps} |", "|---|---|---|---|"]
         for start in STARTS:
             rates = compare.at_rates(found, f"{optimizer}; {start}")
-            cells = [start]
-            for number in ("early", "loss"):
-                lr = min(rates, key=lambda lr: compare.median(rates[lr], number))
-                edge = " (edge)" if lr in (min(rates), max(rates)) else ""
-                cells += [f"{lr:g}{edge}", compare.spread(rates[lr], number, "{:.3f}")]
-            lines.append("| " + " | ".join(cells) + " |")
+            lr = compare.best_rate(rates)
+            edge = " (edge)" if lr in (min(rates), max(rates)) else ""
+            early, late = (compare.spread(rates[lr], number, "{:.3f}")
+                           for number in ("early", "loss"))
+            lines.append(f"| {start} | {lr:g}{edge} | {early} | {late} |")
         lines.append("")
     return "\n".join(lines)
 

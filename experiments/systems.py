@@ -5,9 +5,10 @@ of another kind than LoRA's factors have rates of their own.
 """
 from experiments import question
 
+PAGE = question.EVIDENCE.parents[1] / "exercises" / "README.md"
 RATES = (2.5e-3, 5e-3, 1e-2)
 SYSTEMS = {  # exercise: (name, learning rates, more flags)
-    "ex06_serial_adapter": ("serial adapter", (1e-3, 3e-3, 1e-2), ""),
+    "ex06_serial_adapter": ("serial adapter, m 32", (1e-3, 3e-3, 1e-2), "--rank 32"),
     "ex07_prompt_tuning": ("prompt tuning", (1e-2, 3e-2, 1e-1), "--block_size 96"),
     "ex08_chain_of_lora": ("Chain of LoRA", RATES, ""),
     "ex09_rac_lora": ("RAC-LoRA", RATES, ""),
@@ -25,7 +26,7 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
                                     module=f"exercises.train {exercise} --solutions")
              for exercise, (name, rates, flags) in SYSTEMS.items()}
 
-QUESTION = question.Question("systems", VARIANTS)
+QUESTION = question.Question("systems", VARIANTS, page=PAGE)
 
 if __name__ == "__main__":
     question.ask(QUESTION)

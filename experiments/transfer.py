@@ -6,12 +6,12 @@ import train
 from experiments import compare, question
 
 DATA = {"data/e2e_sample.jsonl": "--steps 200 --eval_interval 50",
-        "code": "--steps 300 --eval_interval 100"}
+        "code": "--steps 300 --eval_interval 50"}
 NAMES = {"data/e2e_sample.jsonl": "pairs", "code": "code"}
 VARIANTS = {
     f"{NAMES[data]}: {compare.NAMES[method]}": question.Variant(
         method, [train.PRESETS[method]["lr"] * factor for factor in (0.25, 0.5, 1, 2)], flags,
-        data=data)
+        data=data, own=train.PRESETS[method]["lr"])
     for data, flags in DATA.items() for method in compare.METHODS}
 
 

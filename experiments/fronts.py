@@ -1,0 +1,88 @@
+"""Learned against forgotten, along the training and over five learning rates: who trades better?
+
+On `math` (1000 steps) and on `code` (300 steps), five methods, each with its own rate for `math`, a
+quarter, half, twice and four times as much.
+"""
+import curves
+import train
+from experiments import compare, question
+
+FACTORS = (0.25, 0.5, 1, 2, 4)
+DATA = {"math": "", "code": "--steps 300 --eval_interval 50"}
+VARIANTS = {
+    f"{data}: {compare.NAMES[method]}": question.Variant(
+        method, [train.PRESETS[method]["lr"] * factor for factor in FACTORS], flags, data=data)
+    for data, flags in DATA.items() for method in compare.METHODS}
+
+
+def of_task(found, data):
+    """{method: {learning rate: [result of each seed]}} on one of the tasks."""
+    return {method: compare.at_rates(found, f"{data}: {name}")
+            for method, name in compare.NAMES.items()}
+
+
+def common_level(tried):
+    """What every method has learned at its best rate, in the median: nine tenths, or a loss."""
+    best = [compare.median(rates[compare.best_rate(rates)], "learned") for rates in tried.values()]
+    return min(0.9, *best) if metric_of(tried) == "exact match" else max(best)
+
+
+def metric_of(tried):
+    return next(results[0]["metric"] for rates in tried.values() for results in rates.values())
+
+
+def text(found):
+    lines = []
+    for data in DATA:
+        tried = of_task(found, data)
+        level, metric = common_level(tried), metric_of(tried)
+        form = "{:.1%}" if metric == "exact match" else "{:.3f}"
+        lines += [f"| {data} | lr | {metric} | docs loss, rise in nats | the same at {metric} "
+                  f"{form.format(level)} |", "|---|---|---|---|---|"]
+        for method, rates in tried.items():
+            lr = compare.best_rate(rates)
+            edge = " (edge)" if lr in (min(rates), max(rates)) else ""
+            at_level = {each: compare.forgotten_at(results, level)
+                        for each, results in rates.items()}
+            least = min(at_level, key=at_level.get)
+            lines.append(f"| {compare.NAMES[method]} | {lr:g}{edge} | "
+                         f"{compare.spread(rates[lr], 'learned', form)} | "
+                         f"{compare.spread(rates[lr], 'forgotten', '{:.2f}')} | "
+                         f"{at_level[least]:.2f} (lr {least:g}) |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def front(results):
+    """The points of all paths that no other point beats in both -> [(forgotten, learned)]."""
+    points = sorted((max(docs - result["docs_before"], 0.01), metric)
+                    for result in results for _, metric, docs in result["path"][1:])
+    better = max if results[0]["metric"] == "exact match" else min
+    kept = []
+    for forgotten, learned in points:
+        if not kept or better(learned, kept[-1][1]) != kept[-1][1]:
+            kept.append((forgotten, learned))
+    return kept
+
+
+def draw(found):
+    figure, panels = curves.new_figure(14, 5.5, panels=2)
+    for panel, data in zip(panels, DATA):
+        for (method, rates), (color, line, marker) in zip(of_task(found, data).items(),
+                                                          curves.LOOKS):
+            every = [result for results in rates.values() for result in results]
+            forgotten, learned = zip(*front(every))
+            panel.step(forgotten, learned, where="post", color=color, linestyle=line,
+                       marker=marker, label=compare.NAMES[method])
+        panel.set(xscale="log", xlabel=curves.FORGOTTEN, title=data,
+                  ylabel=curves.learned(every[0]["metric"]))
+        panel.xaxis.set_major_formatter("{x:g}")
+    curves.in_percent(panels[0])
+    curves.name_lines(figure, panels[0], columns=len(compare.METHODS))
+    return figure
+
+
+QUESTION = question.Question("fronts", VARIANTS, text=text, draw=draw)
+
+if __name__ == "__main__":
+    question.ask(QUESTION)
