@@ -168,6 +168,9 @@ def test_a_handout_has_no_solutions_and_all_that_grading_and_training_need(tmp_p
     ran = subprocess.run([sys.executable, "-m", "exercises.train", "ex11_lora_pro", "--steps", "1"],
                          cwd=tmp_path / "class", capture_output=True, text=True)
     assert ran.returncode == 1 and "sylvester is not written yet" in ran.stderr
+    for command in ("plot", "compare"):  # which train.py's report names
+        subprocess.run([sys.executable, "-m", f"experiments.{command}", "--help"], check=True,
+                       cwd=tmp_path / "class", stdout=subprocess.DEVNULL)
 
 
 def test_plain_pytest_does_not_grade(tmp_path):

@@ -19,15 +19,16 @@ import lora
 import report
 import train
 from data.files import InputError
-from experiments import (claims, compare, figures, fronts, plot, question, speed, sweep, variant,
-                         weights)
+from experiments import (claims, compare, figures, fronts, perturbation, plot, question, speed,
+                         subspaces, sweep, variant)
 from test_lora import ROOT
 from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
-QUESTIONS = ("betas", "fronts", "libraries", "longer", "memory", "ranks", "ratios", "regularisation",
-             "robustness", "speed", "starts", "systems", "targets", "toggles", "transfer")
+QUESTIONS = ("betas", "diversity", "fronts", "libraries", "longer", "memory", "perturbation",
+             "ranks", "rates", "ratios", "regularisation", "robustness", "speed", "starts",
+             "subspaces", "systems", "targets", "toggles", "transfer")
 
 
 def log_of(directory):
@@ -433,7 +434,7 @@ def test_starts_have_the_norms_that_they_say():
             assert math.isclose(B.norm(), size * 5 ** 0.5, rel_tol=tolerance)
     V = torch.linalg.svd(G)[2][:5].T
     for name in ("small", "aligned-A"):  # along the gradient
-        assert weights.overlap(torch.linalg.qr(variant.start(name, G, 5)[0].T)[0], V) > 0.9999
+        assert subspaces.overlap(torch.linalg.qr(variant.start(name, G, 5)[0].T)[0], V) > 0.9999
 
 
 def test_measures_of_weights_against_their_definitions():
@@ -442,11 +443,11 @@ def test_measures_of_weights_against_their_definitions():
             for n in (9, 7))
     S = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
     delta = U * S @ V.T  # 9/14.25 = 0.63, 13/14.25 = 0.91
-    assert [weights.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)] == [1, 2, 2, 3]
-    assert math.isclose(weights.overlap(V[:, :2], V), 1)
-    assert weights.overlap(V[:, :2], V[:, 2:]) < 1e-20
+    assert [perturbation.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)] == [1, 2, 2, 3]
+    assert math.isclose(subspaces.overlap(V[:, :2], V), 1)
+    assert subspaces.overlap(V[:, :2], V[:, 2:]) < 1e-20
     W = 2 * delta  # ‖ΔW‖ / ‖UᵀWV‖ is 1/2 in ΔW's own directions
-    assert math.isclose(weights.amplification(W, delta, 4), 0.5)
+    assert math.isclose(subspaces.amplification(W, delta, 4), 0.5)
 
 
 def test_bs_share_falls_as_one_over_the_root_of_the_width_unless_the_ratio_grows():

@@ -18,7 +18,9 @@ SOLUTIONS = Path(__file__).with_name("solutions")
 HANDED_OUT = ("*.py", "requirements.txt", "LICENSE", "data/*.py", "data/README.md", "data/base.pt",
               "data/tokenizer.tiktoken", "data/e2e_sample.jsonl", "exercises/__init__.py",
               "exercises/checks.py", "exercises/conftest.py", "exercises/train.py",
-              "exercises/worker.py", "exercises/README.md", "exercises/figures/*.svg")
+              "exercises/worker.py", "exercises/README.md", "exercises/figures/*.svg",
+              "experiments/__init__.py", "experiments/plot.py", "experiments/compare.py",
+              "experiments/sweep.py")
 
 
 def stub(source):

@@ -3,8 +3,9 @@
 Each trains on `math` for 1000 steps at the best of three learning rates. Those whose parameters are
 of another kind than LoRA's factors have rates of their own.
 """
-from experiments import question
+from experiments import compare, question
 
+STEPS = 1000
 PAGE = question.EVIDENCE.parents[1] / "exercises" / "README.md"
 RATES = (2.5e-3, 5e-3, 1e-2)
 SYSTEMS = {  # exercise: (name, learning rates, more flags)
@@ -26,7 +27,25 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
                                     module=f"exercises.train {exercise} --solutions")
              for exercise, (name, rates, flags) in SYSTEMS.items()}
 
-QUESTION = question.Question("systems", VARIANTS, page=PAGE)
+
+
+def text(found):
+    lines = ["| system | lr | learned: exact match | forgotten: docs loss, rise in nats | trained | "
+             "seconds per step |", "|---|---|---|---|---|---|"]
+    for name in VARIANTS:
+        rates = compare.at_rates(found, name)
+        lr = compare.best_rate(rates)
+        edge = " (edge)" if lr in (min(rates), max(rates)) else ""
+        results = rates[lr]
+        cells = (name, f"{lr:g}{edge}", compare.spread(results, "learned", "{:.1%}"),
+                 compare.spread(results, "forgotten", "{:.2f}"),
+                 f"{compare.median(results, 'trained'):,.0f}",
+                 f"{compare.median(results, 'seconds') / STEPS:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+QUESTION = question.Question("systems", VARIANTS, text=text, page=PAGE)
 
 if __name__ == "__main__":
     question.ask(QUESTION)

@@ -1,7 +1,8 @@
-"""train.py with what only experiments need: other starts for LoRA-GA, and gradient descent.
+"""train.py with what only experiments need: other starts, a frozen A, and gradient descent.
 
     python -m experiments.variant --start orthonormal --method loraga
     python -m experiments.variant --optimizer sgd --method riemannian --lr 0.3
+    python -m experiments.variant --freeze A --method lora --lr 2e-2
 """
 import argparse
 import functools
@@ -52,17 +53,31 @@ def with_sgd(args, model):
     return optimizer
 
 
+own_build_model = train.build_model
+
+
+def without_A(args, device):
+    """A model whose factors A stay as they start, as in LoRA-FA (arXiv 2308.03303)."""
+    model = own_build_model(args, device)
+    for layer in lora.lora_layers(model).values():
+        layer.lora_A.requires_grad_(False)
+    return model
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m experiments.variant", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--start", choices=STARTS, help="of the factors, with --init ga")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    parser.add_argument("--freeze", choices=["A"], help="the factor that does not train")
     own, rest = parser.parse_known_args()
     if own.start:
         lora.lora_ga_factors = functools.partial(start, own.start)
     if own.optimizer == "sgd":
         train.build_optimizer = with_sgd
+    if own.freeze:
+        train.build_model = without_A
     sys.argv = ["train.py", *rest]
     train.main()
 

@@ -1,4 +1,4 @@
-"""15. ResLoRA (Shi et al., arXiv 2402.18039, §3: its three structures).
+"""15. ResLoRA (Shi et al., arXiv 2402.18039: its three structures).
 
 In a deep model the gradient comes a long way before it reaches the first blocks' adapters. ResLoRA
 gives it short cuts while training: block i's adapter also takes in something of the blocks before,
