@@ -443,7 +443,8 @@ def test_measures_of_weights_against_their_definitions():
             for n in (9, 7))
     S = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
     delta = U * S @ V.T  # 9/14.25 = 0.63, 13/14.25 = 0.91
-    assert [perturbation.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)] == [1, 2, 2, 3]
+    ranks = [perturbation.variance_rank(delta, share) for share in (0.6, 0.7, 0.9, 0.95)]
+    assert ranks == [1, 2, 2, 3]
     assert math.isclose(subspaces.overlap(V[:, :2], V), 1)
     assert subspaces.overlap(V[:, :2], V[:, 2:]) < 1e-20
     W = 2 * delta  # ‖ΔW‖ / ‖UᵀWV‖ is 1/2 in ΔW's own directions

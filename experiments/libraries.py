@@ -21,13 +21,13 @@ COSINES = question.RESULTS / "first_steps.csv"
 VARIANTS = {}
 for method in METHODS:
     lr, name = train.PRESETS[method]["lr"], compare.NAMES[method]
-    VARIANTS[f"{name}, here"] = question.Variant(method, [lr * factor for factor in compare.AROUND])
-    VARIANTS[f"{name}, PEFT"] = question.Variant(method, [lr * factor for factor in THEIRS],
+    VARIANTS[f"{name}, here"] = question.Variant(method, [lr * each for each in compare.AROUND])
+    VARIANTS[f"{name}, PEFT"] = question.Variant(method, [lr * each for each in THEIRS],
                                                  module="experiments.peft_run", own=lr)
 
 
 def first_steps():
-    """LoRA-GA's first step on the same four batches, a row a layer: its cosine with the gradient."""
+    """LoRA-GA's first step on the same batches, a row a layer: its cosine with the gradient."""
     from experiments import peft_run
 
     args = train.parse_args(["--method", "loraga"])

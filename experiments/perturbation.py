@@ -34,8 +34,9 @@ def text(rows):
     lines = ["| steps | layers | singular values for 90 % of ‖ΔW‖², of 256 | of noise | ‖ΔW‖ |",
              "|---|---|---|---|---|"]
     for (steps, kind), mine in trained.groups(rows, "steps", "kind").items():
-        lines.append(f"| {steps} | {kind} | {trained.spread(mine, 'rank')} | "
-                     f"{trained.spread(mine, 'noise')} | {trained.spread(mine, 'norm', '{:.1f}')} |")
+        ranks, noise = trained.spread(mine, "rank"), trained.spread(mine, "noise")
+        lines.append(f"| {steps} | {kind} | {ranks} | {noise} | "
+                     f"{trained.spread(mine, 'norm', '{:.1f}')} |")
     return "\n".join(lines)
 
 

@@ -30,8 +30,8 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
 
 
 def text(found):
-    lines = ["| system | lr | learned: exact match | forgotten: docs loss, rise in nats | trained | "
-             "seconds per step |", "|---|---|---|---|---|---|"]
+    lines = ["| system | lr | learned: exact match | forgotten: docs loss, rise in nats | trained "
+             "| seconds per step |", "|---|---|---|---|---|---|"]
     for name in VARIANTS:
         rates = compare.at_rates(found, name)
         lr = compare.best_rate(rates)

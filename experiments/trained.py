@@ -27,7 +27,7 @@ SEEDS = range(3)
 @dataclass
 class Measurement:
     """runs is {key: (a variant of one rate, seed, more flags)}; rows({key: a run's directory})
-    makes the CSV's rows, text(rows) the table, and draw(rows) the figure, from the CSV's strings."""
+    makes the CSV's rows; text(rows) the table, and draw(rows) the figure, from its strings."""
     name: str
     runs: dict
     rows: Callable
