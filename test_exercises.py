@@ -232,3 +232,11 @@ def test_a_system_starts_from_the_base_trains_what_it_adds_and_learns(name):
             jump = abs(model(idx, targets)[1].item() - before)
             assert jump < (0.05 if merging == "ex14" else 1e-4)  # pruning may cost a little
             assert not optimizer.state
+
+
+@pytest.mark.parametrize("flags, name", [("--alpha 4", "alpha"), ("--lr_ratio 2", "lr_ratio"),
+                                         ("--method full", "method"), ("--betas 0.9 0.9", "betas")])
+def test_flags_that_an_exercise_decides_are_refused(flags, name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "ex11", "--solutions", *flags.split()])
+    with pytest.raises(SystemExit, match=f"--{name} .* would change nothing"):
+        training.main()

@@ -11,7 +11,7 @@ the context. The model gives logits at p + T positions; those at the prompt's ar
 
 P (p, d), tokens (B, T), the token embeddings wte (V, d), the position embeddings wpe (context, d),
 X (B, p + T, d). What trains is p·d numbers, and P starts as the embeddings of real tokens, drawn at
-random. (The paper draws them from the most common ones. Its T5 has no position embeddings.)
+random. (The paper draws them from the most common ones. Its T5 has no absolute positions.)
 
 To think about: P need not be the embeddings of any text. LoRA changes what each layer computes;
 what can P change in a layer, and what not?

@@ -10,11 +10,12 @@ So each round costs as little as rank 1, and T rounds reach rank T. What boostin
 exactly where the loss is ‖R − Σ α b_t a_t‖²_F, R (m, n) being what W lacks: there the best booster
 is known, and with α = 1 the rounds take R apart into its singular directions, the largest first.
 
-A simplification: α is one constant here, the shrinkage of gradient boosting, in all rounds. The
-booster trains with that same α as its scale s, so that merging does not change the model.
+Here α is one constant in all rounds. A booster trains with it as its scale s, so that merging does
+not change the model. In `boost` a booster is fitted in full, and α is the share of it that is
+added, the shrinkage of gradient boosting.
 
-To think about: with α = 1 and the best boosters, no round repairs an earlier one. Why might a
-smaller α pay all the same, when boosters are found by a few steps of Adam on small batches?
+To think about: with α = 1 and the best boosters, no round repairs an earlier one. Why might it pay
+to add only a share, when boosters are found by a few steps of Adam on small batches?
 """
 import random
 
@@ -83,7 +84,7 @@ def choose(model, round):
 
 def adapt(model, rank):
     lora.apply_lora(model, rank=1, alpha=RATE)
-    choose(model, 0)
+    choose(model, torch.randint(2 ** 31, ()).item())
 
 
 @torch.no_grad()
@@ -98,4 +99,4 @@ def after_step(model, optimizer, step):
         B.copy_(new_B)
         A.copy_(new_A)
     optimizer.state.clear()  # Adam's moments belong to the booster that is gone
-    choose(model, step // ROUND)
+    choose(model, torch.randint(2 ** 31, ()).item())

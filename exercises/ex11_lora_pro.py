@@ -23,10 +23,10 @@ import lora
 TO_WRITE = ("sylvester", "adjusted")
 
 
-def sylvester(P, Q, R):
-    """Symmetric positive definite P, Q (r, r), and R (r, r) -> X with P X + X Q = R.
+def sylvester(K, L, C):
+    """Symmetric positive definite K, L (r, r), and C (r, r) -> X with K X + X L = C.
 
-    Hint: in the eigenvectors of P and Q the equation is a division, entry by entry.
+    Hint: in the eigenvectors of K and L the equation is a division, entry by entry.
     """
     raise NotImplementedError
 
@@ -39,11 +39,10 @@ def adjusted(grad_A, grad_B, A, B, s):
     raise NotImplementedError
 
 
-# How it trains: Adam on the adjusted gradients. (The paper's Adam keeps moments of the full size;
-# this is the simplification that needs none.) B = 0 has no inverse, so it starts small and random,
-# taken out of W0, and a little damping keeps the inverses finite.
-
-DAMPING = 1e-6
+# How it trains: Adam on the adjusted gradients, at a small rate: give --lr 2e-3. (The paper's Adam
+# keeps moments of the full size; this simplification needs none, but Adam divides each entry by its
+# size, so that the move is no projection any more.) B = 0 has no inverse, so it starts small and
+# random, taken out of W0.
 
 
 def adapt(model, rank):

@@ -9,7 +9,8 @@ gives it short cuts while training: block i's adapter also takes in something of
 
 where k runs from 0 to i, and h is what the adapter adds to the output of its frozen layer. Only the
 block-shortcut is a function of xᵢ alone, so only it can be merged exactly; the paper merges the two
-others approximately.
+others approximately. (Two simplifications: block 0 has none before it, and is LoRA, where the
+authors' code adds its own input; and their code can also stop some blocks back.)
 
 There is a list entry for each block, for one kind of layer (all c_fc, say): xs[k] (..., n), As[k]
 (r, n), Bs[k] (m, r); s is a number. The lists may go on beyond block i.

@@ -66,9 +66,14 @@ def test_the_start_changes_nothing_exactly(ex, draw):
 
 
 def test_the_start_can_learn(ex):
-    size = start(ex, 400, 50)[0].double().square().mean().sqrt().item()
-    holds(0.02 < size < 0.1, f"with d = 400, W_down's entries must be about 1/√d = 0.05 in size; "
-                             f"they are about {size:.2g}")
+    for d, expected in ((400, 0.05), (25, 0.2)):
+        W_down = start(ex, d, 50)[0].double()
+        size = W_down.square().mean().sqrt().item()
+        holds(0.4 < size / expected < 2, f"with d = {d}, W_down's entries must be about 1/√d = "
+                                         f"{expected} in size; they are about {size:.2g}")
+        negative = (W_down < 0).double().mean().item()
+        holds(0.3 < negative < 0.7, "half of W_down's entries must be negative, more or less: it "
+                                    f"is {negative:.0%}")
     W_down, again = start(ex, 20, 5)[0], start(ex, 20, 5)[0]
     rank = torch.linalg.matrix_rank(W_down.double()).item()
     holds(rank == 5, f"W_down (5, 20) must be random: its rank is {rank}, so the bottleneck's 5 "

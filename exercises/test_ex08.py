@@ -46,6 +46,8 @@ def test_a_restart_takes_a_new_a(ex, layer):
     holds(0 < largest <= most * 1.001, f"A's entries must be within ±{most:.3g}: the largest is "
                                        f"{largest:.3g}")
     many = torch.cat([restarted(ex, W0, A, B)[1] for _ in range(20)])
+    holds(many.abs().max().item() > 0.8 * most, f"A's entries must fill ±{most:.3g}: of "
+          f"{many.numel()} the largest is {many.abs().max().item():.3g}")
     negative = (many < 0).double().mean().item()
     holds(0.2 < negative < 0.8, f"half of A's entries must be negative, more or less: of "
                                 f"{many.numel()} it is {negative:.0%}")

@@ -35,8 +35,12 @@ def with_zero_column(B):
     return torch.cat((B[:, :1], torch.zeros_like(B[:, :1]), B[:, 1:]), dim=1)
 
 
+def with_sum_of_columns(B):
+    return torch.cat((B, B.sum(dim=1, keepdim=True)), dim=1)
+
+
 def test_projection_is_one(ex, draw):
-    for B in (draw(M, R), with_zero_column(draw(M, R))):
+    for B in (draw(M, R), with_zero_column(draw(M, R)), with_sum_of_columns(draw(M, R))):
         H = tensor(untouched((B,), lambda: ex.projection(B)), (M, M), "H")
         same(H @ H, H, "H H must be H", tolerance=1e-8)
         same(H, H.T, "H must be symmetric", tolerance=1e-8)

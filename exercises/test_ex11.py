@@ -18,15 +18,15 @@ def projection(columns):
 
 @pytest.mark.points(2)
 def test_sylvester_solves_its_equation(ex, draw):
-    P, Q, R = draw(4, 9), draw(4, 9), draw(4, 4)
-    P, Q = P @ P.T, Q @ Q.T
-    X = tensor(untouched((P, Q, R), lambda: ex.sylvester(P, Q, R)), (4, 4), "X")
-    same(P @ X + X @ Q, R, "P X + X Q must be R")
+    K, L, C = draw(4, 9), draw(4, 9), draw(4, 4)
+    K, L = K @ K.T, L @ L.T
+    X = tensor(untouched((K, L, C), lambda: ex.sylvester(K, L, C)), (4, 4), "X")
+    same(K @ X + X @ L, C, "K X + X L must be C")
 
 
 def test_sylvester_with_equal_multiples_of_the_identity(ex, draw):
-    R, I = draw(3, 3), torch.eye(3, dtype=torch.float64)
-    same(ex.sylvester(2 * I, 3 * I, R), R / 5, "with P = 2I and Q = 3I, X is R / 5")
+    C, I = draw(3, 3), torch.eye(3, dtype=torch.float64)
+    same(ex.sylvester(2 * I, 3 * I, C), C / 5, "with K = 2I and L = 3I, X is C / 5")
 
 
 @pytest.mark.points(3)

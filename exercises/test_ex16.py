@@ -145,7 +145,9 @@ def test_a_step_leaves_the_state_that_it_was_given(ex, problem):
     holds(isinstance(state, dict) and len(state) > 0, "the new state is to be a dict that holds "
                                                       "what the next step needs")
     names = set(state)
-    values = [value for value in state.values() if isinstance(value, torch.Tensor)]
+    values = list(state.values())
+    holds(all(isinstance(value, torch.Tensor) for value in values),
+          "the state must hold tensors and nothing else")
     again = untouched(values, lambda: ex.step(B, A, *grads, state, LR, BETAS, EPS),
                       "the state given must stay as it is")
     holds(set(state) == names, "the state given must keep its entries")

@@ -3,8 +3,9 @@
     python -m exercises.train ex11_lora_pro
     python -m exercises.train ex11_lora_pro --solutions --lr 1e-3 --steps 300
 
-Takes the flags of train.py, and ends with its report. An exercise's file says how it trains, in at
-most three functions; what it leaves out is LoRA's:
+Takes the flags of train.py, but for those of an adapter or an optimizer, which are the exercise's,
+and ends with its report. An exercise's file says how it trains, in at most three functions; what it
+leaves out is LoRA's:
 
     adapt(model, rank)                   freezes the base, adds what trains
     optimizer(model, lr)                 -> a torch.optim.Optimizer
@@ -63,6 +64,15 @@ def load(name, solutions):
     return module
 
 
+def check(flags):
+    """Ends, if a flag is given that the exercise itself decides."""
+    args, usual = train.parse_args(flags), train.parse_args([])
+    for name in ("method", *train.OF_ADAPTERS, "betas", "weight_decay"):
+        if name != "rank" and getattr(args, name) != getattr(usual, name):
+            sys.exit(f"exercises.train: --{name} {getattr(args, name)} would change nothing: "
+                     "the exercise decides it")
+
+
 def what_is_next(args, result):
     yield f"compare {args.out_dir}/curves.png with that of python train.py --method lora"
     yield "try other --lr: each method has its own best"
@@ -86,6 +96,7 @@ def install(exercise):
 
     def train_step(args, model, optimizer, batch, step):
         loss = plain_step(args, model, optimizer, batch, step)
+        torch.manual_seed(args.seed * 1_000_000 + step)  # all processes are to draw the same
         exercise.after_step(model, optimizer, step + 1)
         return loss
 
@@ -104,6 +115,7 @@ def main():
         sys.exit("exercises.train: --resume is train.py's alone; --overwrite begins again")
     if "--out_dir" not in flags:
         flags += ["--out_dir", f"out/{name}"]
+    check(flags)
     sys.argv = ["train.py", *flags]
     exercise = load(name, solutions)
     install(exercise)

@@ -10,6 +10,9 @@ WRONG = {
     "the start is almost zero": ('"W_up": torch.zeros(d, m)', '"W_up": 1e-6 * torch.randn(d, m)'),
     "both weights start at zero": (
         '"W_down": torch.randn(m, d) / d ** 0.5', '"W_down": torch.zeros(m, d)'),
+    "W_down's size is that of one width": (
+        "torch.randn(m, d) / d ** 0.5", "0.05 * torch.randn(m, d)"),
+    "W_down has one sign": ("torch.randn(m, d) / d ** 0.5", "torch.randn(m, d).abs() / d ** 0.5"),
     "the biases are not counted": ("return 2 * d * m + d + m", "return 2 * d * m"),
 }
 

@@ -4,6 +4,8 @@ WRONG = {
     "the new A is the old one": (
         "new_A = (2 * torch.rand_like(A) - 1) / n ** 0.5", "new_A = A / A.abs().max() / n ** 0.5"),
     "the new A is zero": ("(2 * torch.rand_like(A) - 1) / n ** 0.5", "torch.zeros_like(A)"),
+    "the new A is too small": ("(2 * torch.rand_like(A) - 1) / n ** 0.5",
+                               "(2 * torch.rand_like(A) - 1) / n"),
     "B is not reset": ("new_A, torch.zeros_like(B)", "new_A, B.clone()"),
     "W0 changes in place": ("return W0 + s * B @ A, new_A", "return W0.add_(s * B @ A), new_A"),
     "the factors keep the state, and all else loses it": (

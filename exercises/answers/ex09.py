@@ -6,6 +6,9 @@ WRONG = {
         "return torch.nn.functional.pad(torch.linalg.pinv(B) @ B, (0, len(B) - B.shape[1]) * 2)"),
     "dependent columns have no inverse": (
         "return B @ torch.linalg.pinv(B)", "return B @ torch.linalg.inv(B.T @ B) @ B.T"),
+    "only zero columns are taken for dependent": (
+        "return B @ torch.linalg.pinv(B)",
+        "return (lambda C: C @ torch.linalg.inv(C.T @ C) @ C.T)(B[:, B.norm(dim=0) > 0])"),
     "B favours a direction": ("columns = torch.randn(", "columns = torch.rand("),
     "B's columns are not orthonormal": (
         "torch.linalg.qr(columns)[0]", "columns / columns.norm(dim=0)"),

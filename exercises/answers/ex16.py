@@ -18,6 +18,7 @@ WRONG = {
         "g_bar, Q, R = unmagnified(grad_X, after.get('B', Y))"),
     "the state is empty each time": (
         "f\"V_{name}\": V, f\"M_{name}\": M, f\"Q_{name}\": Q", "'V': V"),
+    "the state holds a number": ("f\"Q_{name}\": Q}", "f\"Q_{name}\": Q, 'steps': 1}"),
     "the old basis is never renewed": ("f\"Q_{name}\": Q}", "f\"Q_{name}\": Q_old}"),
 }
 

@@ -69,7 +69,6 @@ def adapt(model, rank):
 def after_step(model, optimizer, step):
     if step <= EVERY or step % EVERY != 1:
         return
-    torch.manual_seed(step)  # so that all processes draw the same
     for layer in lora.lora_layers(model).values():
         W0, A, B = layer.linear.weight, layer.lora_A, layer.lora_B
         links = as_one([(layer.lora_A0, -layer.lora_B0), (A, B)])

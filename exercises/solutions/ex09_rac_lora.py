@@ -60,7 +60,8 @@ def restart(W0, A, B, s, seed):
 
 
 # How it trains: a new link every 50 steps, from Adam without a state. The theorem is about gradient
-# descent, and AdamW is outside of it: this is a simplification. The links so far are kept in
+# descent, and AdamW is outside of it: this is a simplification. (With s = 1 and orthonormal B, as
+# here, D is ∇A; `direction` is for the other cases.) The links so far are kept in
 # lora_A0 and lora_B0, which adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 51,
 # 101, ... that a link ends, so that a run of 1000 steps does not end with a fresh one. sample.py
 # reads up to min(m, n) / r links, 32 with rank 8.
@@ -68,12 +69,16 @@ def restart(W0, A, B, s, seed):
 EVERY = 50
 
 
+def any_seed():
+    return torch.randint(2 ** 31, ()).item()
+
+
 def adapt(model, rank):
     lora.apply_lora(model, rank)
-    for number, layer in enumerate(lora.lora_layers(model).values()):
+    for layer in lora.lora_layers(model).values():
         layer.lora_A0, layer.lora_B0 = layer.lora_A0[:0], layer.lora_B0[:, :0]
         layer.lora_A.data.zero_()
-        layer.lora_B.data.copy_(frozen_factor(*layer.lora_B.shape, number))
+        layer.lora_B.data.copy_(frozen_factor(*layer.lora_B.shape, any_seed()))
         layer.lora_B.requires_grad_(False)
 
 
@@ -94,11 +99,10 @@ def optimizer(model, lr):
 def after_step(model, optimizer, step):
     if step <= EVERY or step % EVERY != 1:
         return
-    for number, layer in enumerate(lora.lora_layers(model).values()):
+    for layer in lora.lora_layers(model).values():
         W0, A, B = layer.linear.weight, layer.lora_A, layer.lora_B
         layer.lora_A0 = torch.cat((layer.lora_A0, A))
         layer.lora_B0 = torch.cat((layer.lora_B0, -B), dim=1)
-        seed = 1000 * step + number
-        for old, new in zip((W0, A, B), restart(W0, A, B, layer.scale, seed)):
+        for old, new in zip((W0, A, B), restart(W0, A, B, layer.scale, any_seed())):
             old.copy_(new)
     optimizer.state.clear()  # only A trains
