@@ -23,6 +23,8 @@ SYSTEMS = {  # exercise: (name, learning rates, more flags)
 }
 VARIANTS = {"LoRA": question.Variant("lora", RATES),
             "full fine-tuning": question.Variant("full", (1.5e-3, 3e-3, 6e-3))}
+VARIANTS["LoRA, r 1 in c_attn"] = question.Variant(  # as many numbers as prompt tuning's
+    "lora", (5e-3, 1e-2, 2e-2), "--rank 1 --targets c_attn")
 VARIANTS |= {name: question.Variant("lora", rates, flags,
                                     module=f"exercises.train {exercise} --solutions")
              for exercise, (name, rates, flags) in SYSTEMS.items()}

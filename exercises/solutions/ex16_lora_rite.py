@@ -9,7 +9,8 @@ carries the moments from the last step's basis, Q_old, to this one:
     V ← β₂ P V Pᵀ + (1 − β₂) ḡᵀḡ / d      S = ḡ (V + εI)^(−½)
     M ← β₁ M Pᵀ + (1 − β₁) S              X ← X − η M R⁻ᵀ
 
-It does this for X = B with Y = Aᵀ, and for X = Aᵀ with Y = B, where ∇X is (∇A)ᵀ. The power −½ is the symmetric one.
+It does this for X = B with Y = Aᵀ, and for X = Aᵀ with Y = B, where ∇X is (∇A)ᵀ. The power −½ is
+the symmetric one.
 
 B (m, r), A (r, n); X (d, r), where d is m or n; Q like Y; R, P, V (r, r); ḡ, S, M (d, r).
 
