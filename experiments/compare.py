@@ -128,6 +128,13 @@ def best_rate(rates):
     return min(equals, key=lambda lr: median(rates[lr], "forgotten"))
 
 
+def best(rates):
+    """The best rate in words, and its results -> ("0.01 (edge)", [result of each seed])."""
+    lr = best_rate(rates)
+    edge = " (edge)" if len(rates) > 1 and lr in (min(rates), max(rates)) else ""
+    return f"{lr:g}{edge}", rates[lr]
+
+
 def spread(results, name, form):
     """A median, and in brackets the range of the seeds."""
     values = [result[name] for result in results]

@@ -40,14 +40,13 @@ def text(found):
         lines += [f"| {data} | lr | {metric} | docs loss, rise in nats | the same at {metric} "
                   f"{form.format(level)} |", "|---|---|---|---|---|"]
         for method, rates in tried.items():
-            lr = compare.best_rate(rates)
-            edge = " (edge)" if lr in (min(rates), max(rates)) else ""
-            at_level = {each: compare.forgotten_at(results, level)
-                        for each, results in rates.items()}
+            lr, results = compare.best(rates)
+            at_level = {each: compare.forgotten_at(at_rate, level)
+                        for each, at_rate in rates.items()}
             least = min(at_level, key=at_level.get)
-            lines.append(f"| {compare.NAMES[method]} | {lr:g}{edge} | "
-                         f"{compare.spread(rates[lr], 'learned', form)} | "
-                         f"{compare.spread(rates[lr], 'forgotten', '{:.2f}')} | "
+            lines.append(f"| {compare.NAMES[method]} | {lr} | "
+                         f"{compare.spread(results, 'learned', form)} | "
+                         f"{compare.spread(results, 'forgotten', '{:.2f}')} | "
                          f"{at_level[least]:.2f} (lr {least:g}) |")
         lines.append("")
     return "\n".join(lines)

@@ -24,15 +24,13 @@ def text(found):
     lines = ["| steps | " + " | ".join(f"{kind}: best rate, loss there" for kind in KINDS)
              + " | LoRA's rate / full's | with A frozen |", "|---" * 6 + "|"]
     for steps in STEPS:
-        cells, best = [str(steps)], []
+        cells, rates = [str(steps)], []
         for kind in KINDS:
-            rates = compare.at_rates(found, f"{kind}, {steps}")
-            lr = compare.best_rate(rates)
-            edge = " (edge)" if lr in (min(rates), max(rates)) else ""
-            cells.append(f"{lr:g}{edge}, {compare.spread(rates[lr], 'loss', '{:.3f}')}")
-            best.append(lr)
-        lines.append("| " + " | ".join([*cells, *(f"{lr / best[0]:.1f}" for lr in best[1:])])
-                     + " |")
+            lr, results = compare.best(compare.at_rates(found, f"{kind}, {steps}"))
+            cells.append(f"{lr}, {compare.spread(results, 'loss', '{:.3f}')}")
+            rates.append(results[0]["lr"])
+        cells += [f"{lr / rates[0]:.1f}" for lr in rates[1:]]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

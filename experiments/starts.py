@@ -33,12 +33,10 @@ def text(found):
         lines += [f"| {optimizer}; start | lr | mean training loss of steps 1 to 50 | "
                   f"held-out loss after {steps} |", "|---|---|---|---|"]
         for start in STARTS:
-            rates = compare.at_rates(found, f"{optimizer}; {start}")
-            lr = compare.best_rate(rates)
-            edge = " (edge)" if lr in (min(rates), max(rates)) else ""
-            early, late = (compare.spread(rates[lr], number, "{:.3f}")
+            lr, results = compare.best(compare.at_rates(found, f"{optimizer}; {start}"))
+            early, late = (compare.spread(results, number, "{:.3f}")
                            for number in ("early", "loss"))
-            lines.append(f"| {start} | {lr:g}{edge} | {early} | {late} |")
+            lines.append(f"| {start} | {lr} | {early} | {late} |")
         lines.append("")
     return "\n".join(lines)
 

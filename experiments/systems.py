@@ -30,16 +30,12 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
              for exercise, (name, rates, flags) in SYSTEMS.items()}
 
 
-
 def text(found):
     lines = ["| system | lr | learned: exact match | forgotten: docs loss, rise in nats | trained "
              "| seconds per step |", "|---|---|---|---|---|---|"]
     for name in VARIANTS:
-        rates = compare.at_rates(found, name)
-        lr = compare.best_rate(rates)
-        edge = " (edge)" if lr in (min(rates), max(rates)) else ""
-        results = rates[lr]
-        cells = (name, f"{lr:g}{edge}", compare.spread(results, "learned", "{:.1%}"),
+        lr, results = compare.best(compare.at_rates(found, name))
+        cells = (name, lr, compare.spread(results, "learned", "{:.1%}"),
                  compare.spread(results, "forgotten", "{:.2f}"),
                  f"{compare.median(results, 'trained'):,.0f}",
                  f"{compare.median(results, 'seconds') / STEPS:.2f}")
