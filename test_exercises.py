@@ -240,3 +240,13 @@ def test_flags_that_an_exercise_decides_are_refused(flags, name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "ex11", "--solutions", *flags.split()])
     with pytest.raises(SystemExit, match=f"--{name} .* would change nothing"):
         training.main()
+
+
+def test_a_constant_of_an_exercise_can_be_set(monkeypatch, capsys):
+    exercise = training.load("ex12", solutions=True)
+    training.set_constant(exercise, "PROXY=gradient")
+    training.set_constant(exercise, "BATCHES=2")
+    assert exercise.PROXY == "gradient" and exercise.BATCHES == 2
+    monkeypatch.setattr(sys, "argv", ["train", "ex08", "--solutions", "--set", "ROUND=3"])
+    with pytest.raises(SystemExit, match="--set ROUND=3: .* has no constant ROUND, but EVERY"):
+        training.main()

@@ -2,6 +2,7 @@
 
     python -m exercises.train ex11_lora_pro
     python -m exercises.train ex11_lora_pro --solutions --lr 1e-3 --steps 300
+    python -m exercises.train ex08_chain_of_lora --set EVERY=100    a constant of that file
 
 Takes the flags of train.py, but for those of an adapter or an optimizer, which are the exercise's,
 and ends with its report. An exercise's file says how it trains, in at most three functions; what it
@@ -78,6 +79,20 @@ def what_is_next(args, result):
     yield "try other --lr: each method has its own best"
 
 
+def set_constant(exercise, assignment):
+    """NAME=VALUE, for a constant in capitals that the exercise's file has."""
+    name, _, value = assignment.partition("=")
+    allowed = [each for each in vars(exercise) if each.isupper() and each != "TO_WRITE"]
+    if name not in allowed:
+        sys.exit(f"exercises.train: --set {assignment}: {exercise.__name__} has no constant {name}, "
+                 f"but {', '.join(allowed) or 'none'}")
+    try:
+        value = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        pass  # a word
+    setattr(exercise, name, value)
+
+
 def install(exercise):
     """Puts the exercise's functions where train.py has its own."""
     plain_step = train.train_step
@@ -113,11 +128,18 @@ def main():
     solutions = "--solutions" in sys.argv
     if "--resume" in flags:  # a checkpoint has not all of what an exercise may do to a model
         sys.exit("exercises.train: --resume is train.py's alone; --overwrite begins again")
+    assignments = []
+    while "--set" in flags[:-1]:
+        where = flags.index("--set")
+        assignments.append(flags[where + 1])
+        del flags[where:where + 2]
     if "--out_dir" not in flags:
         flags += ["--out_dir", f"out/{name}"]
     check(flags)
     sys.argv = ["train.py", *flags]
     exercise = load(name, solutions)
+    for assignment in assignments:
+        set_constant(exercise, assignment)
     install(exercise)
     whose = "the solution" if solutions else "your code"
     print(f"{exercise.__name__}, {whose}; train.py calls it lora:")
