@@ -17,6 +17,7 @@ import torch
 import curves
 import lora
 import report
+import runs
 import train
 from data.files import InputError
 from experiments import (claims, compare, figures, fronts, perturbation, plot, question, speed,
@@ -346,6 +347,8 @@ def test_the_first_seed_chooses_a_rate_that_the_others_go_on_with():
     assert sorted(later) == sorted((*each, seed) for each in chosen for seed in range(3))
     everywhere = question.Question("asked", variants, every_rate=True)
     assert everywhere.later(every, rows) == list(every)
+    others = {flags: row(lr, docs=1) for flags, (_, lr, seed) in every.items() if seed}
+    assert asked.later(every, rows | others) == asked.later(every, rows)  # whatever they learn
     rows |= {flags: row(0.5, docs=1) for flags in asked.later(every, rows)}
     found = asked.results(every, rows)
     assert compare.best_rate(compare.at_rates(found, "LoRA")) == 1e-3  # 0.91 is of one seed
@@ -370,12 +373,12 @@ def path(metric, *points):
 
 
 def test_a_front_keeps_what_no_other_point_beats():
-    runs = [path("exact match", (0, 3), (0.5, 4), (0.4, 5), (0.9, 6)),
-            path("exact match", (0, 3), (0.2, 3.5), (0.9, 9))]
-    assert fronts.front(runs) == [(0.5, 0.2), (1, 0.5), (3, 0.9)]
+    paths = [path("exact match", (0, 3), (0.5, 4), (0.4, 5), (0.9, 6)),
+             path("exact match", (0, 3), (0.2, 3.5), (0.9, 9))]
+    assert fronts.front(paths) == [(0.5, 0.2), (1, 0.5), (3, 0.9)]
     losses = [path("loss", (4, 3), (2, 4), (2.5, 3.5), (2.4, 5))]
     assert fronts.front(losses) == [(0.5, 2.5), (1, 2)]
-    assert compare.forgotten_at(losses, 2.5) == 1 and compare.forgotten_at(runs, 0.9) == 4.5
+    assert compare.forgotten_at(losses, 2.5) == 1 and compare.forgotten_at(paths, 0.9) == 4.5
 
 
 def test_speed_is_the_first_step_seen_above_a_level():
@@ -416,6 +419,18 @@ def test_pefts_versions_train_in_train_py(method, tiny, monkeypatch):
     assert rates == ({1e-3, 16e-3} if method == "loraplus" else {1e-3})
     kind = type(optimizers[0]).__name__
     assert kind == ("RiemannianPreconditionedOptimizer" if method == "riemannian" else "AdamW")
+
+
+def test_a_frozen_a_stays_as_it_started(tiny, monkeypatch):
+    monkeypatch.setattr(train, "build_model", variant.without_A)
+    result = tiny("--method", "lora", "--steps", "2", "--lr", "1e-2", "--out_dir", "o")
+    factors = torch.load("o/adapter.pt", weights_only=True)
+    torch.manual_seed(0)
+    layers = lora.lora_layers(lora.apply_lora(runs.load_base(), rank=4))
+    for name, layer in layers.items():
+        assert torch.equal(factors[f"{name}.lora_A"], layer.lora_A)
+        assert factors[f"{name}.lora_B"].any()
+    assert result["trainable_params"] == sum(layer.lora_B.numel() for layer in layers.values())
 
 
 def test_starts_have_the_norms_that_they_say():

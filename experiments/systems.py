@@ -14,7 +14,7 @@ SYSTEMS = {  # exercise: (name, learning rates, more flags)
     "ex08_chain_of_lora": ("Chain of LoRA", RATES, ""),
     "ex09_rac_lora": ("RAC-LoRA", (1e-2, 2e-2, 4e-2), ""),
     "ex10_xgblora": ("XGBLoRA", (1e-2, 3e-2, 1e-1), ""),
-    "ex11_lora_pro": ("LoRA-Pro", (1e-3, 2e-3, 4e-3), ""),
+    "ex11_lora_pro": ("LoRA-Pro", (2e-3, 4e-3, 8e-3), ""),
     "ex12_hetero_lora": ("HeteroLoRA", RATES, ""),
     "ex13_run_lora": ("RunLoRA", RATES, ""),
     "ex14_lora2": ("LoRA²", RATES, ""),
