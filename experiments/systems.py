@@ -17,7 +17,7 @@ SYSTEMS = {  # exercise: (name, learning rates, more flags)
     "ex11_lora_pro": ("LoRA-Pro", (2e-3, 4e-3, 8e-3), ""),
     "ex12_hetero_lora": ("HeteroLoRA", RATES, ""),
     "ex13_run_lora": ("RunLoRA", RATES, ""),
-    "ex14_lora2": ("LoRA²", (5e-3, 1e-2, 2e-2), ""),
+    "ex14_lora2": ("LoRA²", (*RATES, 2e-2), ""),
     "ex15_res_lora": ("ResLoRA", RATES, ""),
     "ex16_lora_rite": ("LoRA-RITE", (2e-3, 4e-3, 8e-3), ""),
 }
