@@ -28,8 +28,8 @@ from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
 QUESTIONS = ("betas", "diversity", "fronts", "libraries", "links", "longer", "memory",
-             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "speed", "starts",
-             "subspaces", "systems", "targets", "toggles", "transfer")
+             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "speed",
+             "starts", "subspaces", "systems", "targets", "toggles", "transfer")
 
 
 def log_of(directory):

@@ -54,9 +54,10 @@ def step(B, A, grad_B, grad_A, state, lr, betas, eps):
 
 
 # How it trains: an optimizer that takes `step` for each layer. B = 0 has no inverse R, so it starts
-# small and random, taken out of W0. Give --lr 4e-3. The moments' memory is short: P forgets part of
-# them whenever the basis turns, and V, then too small, makes S too large. The paper's bound is there
-# for that. (With --set "BETAS=(0.9, 0.95)" it learns a sixth of the sums.)
+# small and random, taken out of W0. Give --lr 4e-3. The moments' memory is short: with a longer
+# one, --set "BETAS=(0.9, 0.95)", it learned a sixth of the sums. A likely reason, not tried: P
+# forgets part of V whenever the basis turns, and too small a V makes S too large. The paper's bound
+# is there for that.
 
 BETAS = (0.7, 0.8)
 

@@ -84,8 +84,8 @@ def set_constant(exercise, assignment):
     name, _, value = assignment.partition("=")
     allowed = [each for each in vars(exercise) if each.isupper() and each != "TO_WRITE"]
     if name not in allowed:
-        sys.exit(f"exercises.train: --set {assignment}: {exercise.__name__} has no constant {name}, "
-                 f"but {', '.join(allowed) or 'none'}")
+        sys.exit(f"exercises.train: --set {assignment}: {exercise.__name__} has no constant "
+                 f"{name}, but {', '.join(allowed) or 'none'}")
     try:
         value = ast.literal_eval(value)
     except (SyntaxError, ValueError):

@@ -46,21 +46,23 @@ def first_steps():
 
 
 def text(found):
-    rows = sweep.read(COSINES)
+    table, rows = compare.table(found, list(VARIANTS)), sweep.read(COSINES)
+    if not rows:
+        return table
     lines = ["| LoRA-GA's first step | median cosine with the gradient | least | most |",
              "|---|---|---|---|"]
     for name in ("here", "PEFT", "best"):
         cosines = [float(row[name]) for row in rows]
         lines.append(f"| {name} | {statistics.median(cosines):.3f} | {min(cosines):.3f} | "
                      f"{max(cosines):.3f} |")
-    return "\n".join([compare.table(found, list(VARIANTS)), "", *lines])
+    return "\n".join([table, "", *lines])
 
 
 QUESTION = question.Question("libraries", VARIANTS, text=text)
 
 
 def main():
-    if "--stored" not in sys.argv:
+    if not {"--stored", "--quick", "--help", "-h"} & set(sys.argv):
         rows = list(first_steps())
         write_csv(COSINES, list(rows[0]), rows)
     question.ask(QUESTION)

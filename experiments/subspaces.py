@@ -30,26 +30,37 @@ def right_vectors(delta, rank):
     return torch.linalg.svd(delta, full_matrices=False)[2][:rank].T
 
 
+def random_like(matrix):
+    return torch.randn(matrix.shape, dtype=matrix.dtype,
+                       generator=torch.Generator().manual_seed(0))
+
+
+def others(of_rank):
+    """ΔW by (rank, seed) -> the other subspaces, each with the name of its case."""
+    small, large = RANKS
+    noise = random_like(of_rank[small, 0])
+    return {"in r 64, same seed": right_vectors(of_rank[large, 0], large),
+            "in r 64, another seed": right_vectors(of_rank[large, 1], large),
+            "in 64 random directions": right_vectors(noise, large),
+            "in r 8, another seed": right_vectors(of_rank[small, 1], small),
+            "in 8 random directions": right_vectors(noise, small)}
+
+
 def rows(runs):
-    (small, other_small), (large, other_large) = (
-        [trained.deltas(runs[rank, seed]) for seed in range(2)] for rank in RANKS)
-    generator = torch.Generator().manual_seed(0)
-    for name, (W, delta) in small.items():
-        noise = torch.randn(W.shape[1], RANKS[1], dtype=W.dtype, generator=generator)
-        mine = right_vectors(delta, RANKS[0])
-        others = {"in r 64, same seed": right_vectors(large[name][1], RANKS[1]),
-                  "in r 64, another seed": right_vectors(other_large[name][1], RANKS[1]),
-                  "in 64 random directions": torch.linalg.qr(noise)[0],
-                  "in r 8, another seed": right_vectors(other_small[name][1], RANKS[0]),
-                  "in 8 random directions": torch.linalg.qr(noise[:, :RANKS[0]])[0]}
-        for case, vectors in others.items():
+    deltas = {key: trained.deltas(directory) for key, directory in runs.items()}
+    for name, (W, _) in deltas[RANKS[0], 0].items():
+        of_rank = {key: layers[name][1] for key, layers in deltas.items()}
+        mine = right_vectors(of_rank[RANKS[0], 0], RANKS[0])
+        for case, vectors in others(of_rank).items():
             for k in FIRST:
                 yield {"measure": "φ", "case": case, "layer": name, "k": k,
                        "value": round(overlap(mine[:, :k], vectors), 4)}
-        for rank, each in zip(RANKS, (delta, large[name][1])):
-            noise = torch.randn(each.shape, dtype=W.dtype, generator=generator)
-            noise *= each.norm() / noise.norm()
-            for case, matrix in ((f"r {rank}", each), (f"noise as large as r {rank}'s", noise)):
+        for rank in RANKS:
+            delta = of_rank[rank, 0]
+            noise = random_like(delta)
+            noise *= delta.norm() / noise.norm()
+            cases = {f"r {rank}": delta, f"noise as large as r {rank}'s": noise}
+            for case, matrix in cases.items():
                 yield {"measure": "amplification", "case": case, "layer": name, "k": rank,
                        "value": round(amplification(W, matrix, rank), 4)}
 
