@@ -2,6 +2,7 @@
 import csv
 import importlib
 import math
+import os
 import re
 import shlex
 import signal
@@ -263,6 +264,23 @@ def test_what_a_comparison_cannot_take_is_a_sentence(flags, sentence, monkeypatc
         compare.main()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and sentence in error and error.count("\n") == 1
+
+
+def test_rows_of_a_file_that_has_been_edited_since_are_not_taken(tmp_path, monkeypatch, capsys):
+    pairs, rows = tmp_path / "pairs.jsonl", tmp_path / "runs.csv"
+    pairs.write_text('{"prompt": "a", "completion": "b"}\n')
+    compare.check_unchanged(str(pairs), rows)  # no rows yet
+    compare.check_unchanged("math", rows)
+    rows.write_text("flags\n")
+    os.utime(rows, (1000, 1000))
+    os.utime(pairs, (999, 999))
+    compare.check_unchanged(str(pairs), rows)
+    os.utime(pairs, (1001, 1001))
+    monkeypatch.setattr(sys, "argv", ["compare", "--data", str(pairs), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        compare.main()
+    assert stop.value.code == 2 and "is newer than" in capsys.readouterr().err
+    assert rows.read_text() == "flags\n"
 
 
 # Stored numbers

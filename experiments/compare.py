@@ -242,9 +242,18 @@ def draw(found, methods, path):
     curves.write(figure, path)
 
 
+def check_unchanged(data, stored):
+    """A run is known by its flags, which do not tell that a file has been edited since."""
+    data = Path(data)
+    if data.is_file() and stored.exists() and data.stat().st_mtime > stored.stat().st_mtime:
+        raise InputError(f"--data {data} is newer than {stored}, whose runs are of the older file: "
+                         f"give another --out, or remove {stored}")
+
+
 def compare(args, given):
     out = Path(args.out or f"out/compare-{Path(args.data).stem}")
     every = plan(args, given)
+    check_unchanged(args.data, out / "runs.csv")
     rows = sweep.sweep(every, out / "runs.csv", args.jobs)
     found = results([rows[flags] for flags in every])
     methods = [method for method in METHODS if method in args.methods]

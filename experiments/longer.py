@@ -3,9 +3,9 @@ from experiments import question
 
 VARIANTS = {
     "full, 1000 steps": question.Variant("full", (1.5e-3, 3e-3, 6e-3)),
-    "full, 3000 steps": question.Variant("full", (7.5e-4, 1.5e-3), "--steps 3000"),
+    "full, 3000 steps": question.Variant("full", (1.5e-3,), "--steps 3000"),
     "LoRA, 1000 steps": question.Variant("lora", (2.5e-3, 5e-3, 1e-2)),
-    "LoRA, 3000 steps": question.Variant("lora", (1.25e-3, 2.5e-3), "--steps 3000"),
+    "LoRA, 3000 steps": question.Variant("lora", (2.5e-3,), "--steps 3000"),
 }
 
 

@@ -5,7 +5,7 @@ DATA = {"math": ("", (2.5e-3, 5e-3, 1e-2)), "code": (question.ON_CODE, (5e-3, 1e
 VARIANTS = {
     f"{data}: r {rank}": question.Variant(
         "lora", rates, f"--rank {rank} {flags}" if rank != 8 else flags, data=data)
-    for data, (flags, rates) in DATA.items() for rank in (1, 2, 4, 8, 32, 128)}
+    for data, (flags, rates) in DATA.items() for rank in (1, 8, 32, 128)}
 
 
 QUESTION = question.Question("ranks", VARIANTS)

@@ -9,8 +9,8 @@ runs, and must stay where A is frozen. Were it a matter of the task, it would be
 from experiments import compare, question
 
 FULL = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
-LORA = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)
-FROZEN = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+LORA = (5e-3, 1e-2, 2e-2, 4e-2)
+FROZEN = (1e-2, 2e-2, 4e-2, 8e-2)
 STEPS = (100, 300, 1000)
 KINDS = {"full": ("full", FULL, ""), "LoRA": ("lora", LORA, ""),
          "LoRA, A frozen": ("lora", FROZEN, "experiments.variant --freeze A")}

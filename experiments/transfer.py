@@ -1,19 +1,22 @@
 """Does the advice from `math` hold elsewhere? Its rates, unchanged, on data that nobody tuned on.
 
-A file of pairs (E2E's form), and Python's code, each with a quarter, half and twice the rates as a
-check. Batches of 8, which have as many tokens as the 32 sums of `math`.
+A file of pairs (E2E's form), and Python's code, each also with half and twice the rates as a check,
+and on code with a quarter and four times. Batches of 8, which have as many tokens as the 32 sums of
+`math`.
 """
 import train
 from experiments import compare, question
 
-DATA = {"data/e2e_sample.jsonl": "--steps 200 --eval_interval 50 --batch_size 8",
-        "code": question.ON_CODE}
-NAMES = {"data/e2e_sample.jsonl": "pairs", "code": "code"}
+PAIRS = "--steps 200 --eval_interval 50 --batch_size 8"
+DATA = {  # name: what to train on, how, and the learning rates, times those of `math`
+    "pairs": ("data/e2e_sample.jsonl", PAIRS, (0.5, 1, 2)),
+    "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
+}
 VARIANTS = {
-    f"{NAMES[data]}: {compare.NAMES[method]}": question.Variant(
-        method, [train.PRESETS[method]["lr"] * factor for factor in (0.25, 0.5, 1, 2)], flags,
+    f"{name}: {compare.NAMES[method]}": question.Variant(
+        method, [train.PRESETS[method]["lr"] * factor for factor in factors], flags,
         data=data, own=train.PRESETS[method]["lr"])
-    for data, flags in DATA.items() for method in compare.METHODS}
+    for name, (data, flags, factors) in DATA.items() for method in compare.METHODS}
 
 
 def text(found):
