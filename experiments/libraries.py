@@ -16,7 +16,8 @@ from data.files import write_csv
 from experiments import claims, compare, question, sweep
 
 METHODS = compare.METHODS[1:]  # PEFT has no part in full fine-tuning
-THEIRS = {"loraga": (0.5, 1, 2, 4)}  # PEFT's has another size, and may want another rate
+THEIRS = {"loraga": (0.5, 1, 2, 4),  # PEFT's has another size, and may want another rate
+          "riemannian": (0.25, 0.5, 1, 2)}  # and its δ is 0.01
 COSINES = question.RESULTS / "first_steps.csv"
 VARIANTS = {}
 for method in METHODS:
@@ -25,6 +26,8 @@ for method in METHODS:
     theirs = [lr * each for each in THEIRS.get(method, (1,))]
     VARIANTS[f"{name}, PEFT"] = question.Variant(method, theirs, module="experiments.peft_run",
                                                  own=lr)
+VARIANTS["preconditioned, here, δ 0.01"] = question.Variant(
+    "riemannian", [train.PRESETS["riemannian"]["lr"]], "--damping 0.01")
 
 
 def first_steps():
