@@ -11,7 +11,7 @@ from torch import nn
 import lora
 
 base = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
-batches = [(torch.randn(32, 64), torch.randn(32, 64)) for _ in range(4)]
+batches = [(torch.randn(32, 64), torch.randn(32, 64)) for _ in range(4)]  # noise, to show the calls
 
 
 def loss_fn(model, batch):

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from data.files import InputError
+from data.files import InputError, about_input
 from huggingface import export_peft, merge_and_save
 from runs import load_base, load_run, model_of
 
@@ -17,7 +17,8 @@ def run(args):
     settings, state = load_run(args.out_dir)
     model = model_of(state, load_base(settings["init_from"]))
     directory = args.out_dir / args.what
-    WRITERS[args.what](model, directory)
+    with about_input(args.out_dir):
+        WRITERS[args.what](model, directory)
     print(f"wrote {directory}")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import lora
-from data.files import InputError, about_input, load_file, replace_file
+from data.files import InputError, about_input, load_file, replace_file, save
 from model import GPT, GPTConfig
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -137,12 +137,13 @@ def _read_json(path):
 def _write(directory, files, tensors, config_file, config):
     """The tensors, in files[0] with safetensors and in files[1] without it; and a config."""
     safe = importlib.util.find_spec("safetensors") is not None
-    with replace_file(Path(directory) / files[0 if safe else 1]) as file:
-        if safe:
-            from safetensors.torch import save
-            file.write(save(tensors, metadata={"format": "pt"}))
-        else:
-            torch.save(tensors, file)
+    path = Path(directory) / files[0 if safe else 1]
+    if safe:
+        from safetensors.torch import save as as_bytes
+        with replace_file(path) as file:
+            file.write(as_bytes(tensors, metadata={"format": "pt"}))
+    else:
+        save(path, tensors)
     with replace_file(Path(directory) / config_file) as file:
         file.write(json.dumps(config, indent=2).encode())
 

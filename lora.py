@@ -7,7 +7,7 @@ mend one thing each: LoRA+ the learning rates, LoRA-GA the start, the preconditi
     apply_lora(model, rank=8, alpha=8, rslora=True)      # LoRA, in every layer called c_attn, ...
     lora_ga_init(model, batches, loss_fn)                # LoRA-GA (optional)
     groups = lora_plus_groups(model, lr=1e-3, ratio=4)   # LoRA+ (optional)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))  # for the next line, β₂ below 0.99
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))  # β₂ < 0.99: preconditioned, B = 0
     attach_preconditioner(optimizer, model)              # the preconditioner (optional)
     torch.save(adapter_state_dict(model), "adapter.pt")  # small, for the untouched base model
 """
@@ -24,9 +24,9 @@ class LoRALinear(nn.Module):
     A small step η of gradient descent thus moves W by −η s² (BBᵀG + GAᵀA).
     linear   the nn.Linear to wrap; it is frozen in place
     rank     r, from 1 to min(d_in, d_out), else ValueError
-    alpha    s = alpha/rank; None means alpha = rank, so that s is 1 (with rslora √rank)
+    alpha    s = alpha/rank; None means alpha = rank, so that s = 1 (with rslora √rank: give alpha)
     dropout  the probability that an entry of the adapter's input, x in x Aᵀ, is zeroed in training
-    rslora   s = alpha/√rank, with which one given alpha serves all ranks (arXiv 2312.03732)
+    rslora   s = alpha/√rank: with a given alpha, stable as the rank grows (arXiv 2312.03732)
     """
 
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
@@ -41,9 +41,9 @@ class LoRALinear(nn.Module):
         dtype = torch.promote_types(W0.dtype, torch.float32)  # bfloat16 would lose small steps
         A = torch.empty(rank, self.in_features, dtype=dtype, device=W0.device)
         B = torch.zeros(self.out_features, rank, dtype=dtype, device=W0.device)  # BA = 0 at first
-        nn.init.kaiming_uniform_(A, a=5 ** 0.5)  # U(−1/√d_in, 1/√d_in), their code; paper: Gaussian
+        nn.init.kaiming_uniform_(A, a=5 ** 0.5)  # U(±1/√d_in), as their code; paper: Gaussian
         self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
-        self.register_buffer("lora_A0", torch.zeros_like(A))  # zero until `start_from` is called
+        self.register_buffer("lora_A0", torch.zeros_like(A))  # LoRA-GA's start; else zero
         self.register_buffer("lora_B0", torch.zeros_like(B))
         self.register_parameter("unmerged_weight", None)  # linear's own, while merged
         self.train(linear.training)  # a new module starts in training mode: follow linear's instead
@@ -58,7 +58,7 @@ class LoRALinear(nn.Module):
         return self.linear(x) + h @ B_T
 
     def delta(self):
-        """What the adapter adds to the original weight W0, s·(BA − B0A0) -> (d_out, d_in)."""
+        """What the adapter adds to the weight it was put on, s·(BA − B0A0) -> (d_out, d_in)."""
         with torch.autocast(self.lora_A.device.type, enabled=False):
             return self.scale * (self.lora_B @ self.lora_A - self.lora_B0 @ self.lora_A0)
 
@@ -81,7 +81,7 @@ class LoRALinear(nn.Module):
         W0 = self.linear.weight
         with torch.autocast(W0.device.type, enabled=False):
             moved = (W0 - self.scale * B0 @ A0).to(W0.dtype)
-        self.linear.weight = nn.Parameter(moved, requires_grad=False)  # what was tied stays W0
+        self.linear.weight = nn.Parameter(moved, requires_grad=False)  # a tied twin stays W0
         factors = {"lora_A": A0, "lora_B": B0, "lora_A0": A0, "lora_B0": B0}
         self.load_state_dict(factors, strict=False)
 
@@ -191,10 +191,10 @@ def merge_and_unload(model):
 def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups, B's at ratio · lr, all else at lr.
 
-    A step of Adam moves each entry by about its rate; the product with A sums over n = d_in inputs,
-    with B over r. For both to learn as n grows, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1): no shared
-    rate does, and a constant ratio, the paper's λ, only delays the failure. Its 16 is for A = 0 and
-    random B; for B = 0, as here, it found 4 to 8 (§5.3), and 2 to 4 on Llama. Ratio 1 is LoRA.
+    A step of Adam moves each entry by about its rate. As ∇A follows x, the n = d_in terms of ΔA·x
+    add up; those of ΔB are r. For both to learn as n grows, η_A = Θ(1/n), η_B = Θ(1) (Theorem 1):
+    no shared rate does, a constant ratio only delays the failure. The default 16 is the paper's for
+    A = 0 and random B; for B = 0, as here, it found 4 to 8 (§5.3), on Llama 2 to 4. 1 is LoRA.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -206,7 +206,7 @@ def lora_plus_groups(model, lr, ratio=16.0):
 
 
 def lora_ga_factors(G, rank, gamma=16.0):
-    """LoRA-GA (Wang et al., arXiv 2407.05000, Algorithm 1): G = ∂L/∂W0 (d_out, d_in) -> A, B.
+    """LoRA-GA (Wang et al., arXiv 2407.05000, Algorithm 1): G = ∂L/∂W (d_out, d_in) -> A, B.
 
     G = U S Vᵀ    A = c·V[:, :r]ᵀ (r, d_in)    B = c·U[:, r:2r] (d_out, r)    c = d_out^¼ / √gamma
     B takes the next r directions, not A's, so that a first step covers 2r (see `lora_ga_init`); c,
@@ -248,7 +248,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
 
 def _summed_gradients(layers, model, batches, loss_fn):
-    """G = Σ ∂L/∂W0 over the batches, in the CPU's memory -> {name: G (d_out, d_in)}."""
+    """G = Σ ∂L/∂W over the batches, in the CPU's memory -> {name: G (d_out, d_in)}."""
     weights = {name: layer.linear.weight for name, layer in layers.items()}
     leaves = {nn.Parameter(W.detach()): name for name, W in weights.items()}  # apart from tied ones
     gradients = {}
@@ -276,7 +276,7 @@ def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
     Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061): LoRA-GA's first step has 0.99 of the exact one's cosine with G (white noise: 0.96).
+    0909.4061): LoRA-GA's first step keeps 0.99 of the best cosine with G; on white noise, 0.96.
     """
     with torch.autocast(G.device.type, enabled=False):
         if min(G.shape) <= max(512, 2 * k):
@@ -286,14 +286,14 @@ def top_singular_vectors(G, k):
             U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     U, V = U[:, :k], V[:, :k]
     largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
-    signs = V.gather(0, largest).sign()  # an SVD leaves them open; BA has uᵣ₊ᵢ beside vᵢ
+    signs = V.gather(0, largest).sign()  # arbitrary in an SVD, but BA has uᵣ₊ᵢ beside vᵢ
     return U * signs, V * signs
 
 
 def precondition(grads_A, grads_B, factors_A, factors_B, damping=1e-6):
     """The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1):
 
-        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = damping, or rounding if larger
+        ∇A ← (BᵀB + δI)⁻¹ ∇A    ∇B ← ∇B (AAᵀ + δI)⁻¹    δ = max(damping, 4·eps·trace)
 
     A small step η of gradient descent then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)):
     G projected onto B's columns, plus G projected onto A's rows. 10B and A/10 make the same BA, and

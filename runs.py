@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +29,12 @@ try:
 except ImportError:  # Windows: runs do not notice each other there
     fcntl = None
 
-RANK = int(os.environ.get("RANK", 0))  # this process's number, by torchrun
+PROCESS = int(os.environ.get("RANK", 0))  # this process's number, by torchrun
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 WITHOUT_ADAPTER = ("full", "pretrain")  # these methods train the model's own weights
 LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # the columns of log.csv
-RESULTS = ("log.csv", "result.json", "adapter.pt", "model.pt", "curves.png")
+RESULTS = ("log.csv", "result.json", "adapter.pt", "model.pt", "curves.png",
+           "peft/adapter_*", "merged/*")
 
 
 def number(kind, low, high=math.inf):
@@ -48,22 +50,27 @@ def number(kind, low, high=math.inf):
 
 
 def pick_device(name):
-    """The torch.device of --device; auto is the first GPU, else the CPU."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available() and PROCESSES == 1
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    """The torch.device of --device; auto is CUDA's where there is one, else the CPU."""
+    if name == "auto":  # not mps: it lacks some of what the methods need, in many versions of torch
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # torch's answers to devices that it does not know
-        raise InputError(f"--device {name} is not on this machine: try --device auto") from None
+    except (RuntimeError, AssertionError, ImportError):  # torch's answers to what it does not know
+        remedy = "--device auto" if PROCESSES == 1 else "fewer processes, or --device cpu"
+        raise InputError(f"--device {name} is not on this machine: try {remedy}") from None
+
+
+def print_anywhere():
+    """Where the output takes few characters, as in Windows' pipes, "?" stands for the others."""
+    sys.stdout.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
 def lock(directory):
     """Keeps other runs out of a directory; what was made for nothing is removed afterwards."""
-    if RANK or fcntl is None:
+    if PROCESS or fcntl is None:
         yield
         return
     directory = Path(directory)
@@ -143,14 +150,15 @@ def trained_state(model):
 
 def clear(directory):
     """Removes what an earlier run left in the directory, but for its checkpoint."""
-    if not RANK:
+    if not PROCESS:
         for name in RESULTS:
-            (Path(directory) / name).unlink(missing_ok=True)
+            for path in Path(directory).glob(name):
+                path.unlink()
 
 
 def save_checkpoint(args, model, optimizer, progress):
     """Writes ckpt.pt and log.csv."""
-    if RANK:
+    if PROCESS:
         return
     contents = {"settings": settings_of(args), "progress": progress, "model": trained_state(model),
                 "optimizer": optimizer.state_dict()}
@@ -177,7 +185,7 @@ def restore(checkpoint, model, build_optimizer):
 
 def save_results(args, model, result):
     """Writes adapter.pt or model.pt, PEFT's files if they are wanted, and last result.json."""
-    if RANK:
+    if PROCESS:
         return
     directory = Path(args.out_dir)
     if args.method in WITHOUT_ADAPTER:
@@ -218,16 +226,18 @@ def join(device):
     """Joins torchrun's processes, if there are several."""
     if PROCESSES > 1 and not dist.is_initialized():
         on_gpu = device if device.type == "cuda" else None
+        if on_gpu:
+            torch.cuda.set_device(device)
         dist.init_process_group(timeout=timedelta(days=1), device_id=on_gpu)
 
 
 @contextlib.contextmanager
 def first_process_first():
     """Process 0 runs the block before the others, which find what it has downloaded and cached."""
-    if PROCESSES > 1 and RANK:
+    if PROCESSES > 1 and PROCESS:
         dist.barrier()
     yield
-    if PROCESSES > 1 and not RANK:
+    if PROCESSES > 1 and not PROCESS:
         dist.barrier()
 
 
@@ -238,11 +248,11 @@ def add_up(tensors):
             dist.all_reduce(tensor)
 
 
-def any_process(flag):
+def any_process(flag, device):
     """Whether the flag is set in any process: if one stops, all do."""
     if PROCESSES == 1:
         return flag
-    found = torch.tensor(float(flag), device="cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.tensor(float(flag), device=device)
     add_up([found])
     return found.item() > 0
 

@@ -10,7 +10,7 @@ import torch
 
 from data import tokenizer
 from data.files import InputError
-from runs import load_base, load_run, model_of, number, pick_device
+from runs import load_base, load_run, model_of, number, pick_device, print_anywhere
 
 
 def pieces(encoding, tokens):
@@ -90,8 +90,9 @@ def main():
     add("--samples", type=number(int, 1), default=1, help="continuations by each model (1)")
     add("--tokens", type=number(int, 1), default=50, help="the length of a continuation (50)")
     add("--whole", action="store_true", help="do not stop at the end of a line")
-    add("--seed", type=number(int, 0), default=0, help="of the first sample; the next count up (0)")
+    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="of the first sample; the next count up (0)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
+    print_anywhere()
     try:
         run(parser.parse_args())
     except (InputError, OSError) as error:

@@ -14,7 +14,7 @@ import runs
 import sample
 import train
 from data import base, tokenizer
-from data.files import load_file
+from data.files import load_file, save
 from huggingface import export_peft, load_gpt2, load_peft, merge_and_save
 from model import GPT, GPTConfig
 
@@ -428,6 +428,11 @@ def test_runs_of_gpt2_are_sampled_and_exported_on_it_and_not_beside_runs_of_anot
     assert "different base models" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["export.py", "merged", str(tmp_path / "ours")])
     export.main()
+    save(tmp_path / "shipped" / "adapter.pt", base.contents(base.load()))  # as of `full`
+    monkeypatch.setattr("sys.argv", ["export.py", "peft", str(tmp_path / "shipped")])
+    with pytest.raises(SystemExit):
+        export.main()
+    assert "shipped: a PEFT adapter needs LoRA layers" in capsys.readouterr().err
     merged = load_gpt2(tmp_path / "ours" / "merged")
     torch.testing.assert_close(merged(IDX)[0], load_gpt2(tmp_path / "base")(IDX)[0])
 

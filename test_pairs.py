@@ -90,6 +90,15 @@ def test_batches_are_a_function_of_seed_and_step_and_of_like_lengths_where_lengt
     assert task.candidates > 1 and math_task.candidates == 1  # there, nothing would be saved
 
 
+def test_the_mark_with_which_some_editors_begin_a_file_is_no_text(tmp_path):
+    name = write(tmp_path / "pairs.jsonl", some_pairs(4))
+    rows = pairs.load(name, tokenizer.load(), 64, "--data")
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "pairs.jsonl").read_bytes())
+    again = pairs.load(str(marked), tokenizer.load(), 64, "--data")
+    assert np.array_equal(rows.tokens, again.tokens)
+
+
 def test_rows_longer_than_the_context_lose_their_completions_end_and_are_counted(tmp_path):
     name = write(tmp_path / "pairs.jsonl", some_pairs(30, longest=30))
     told = []

@@ -315,9 +315,8 @@ def test_training_works_in_a_thread_that_gets_no_signals(tiny, tmp_path):
 
 def test_bugs_keep_their_traceback_and_what_a_user_can_mend_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    of_code = (RuntimeError, NotImplementedError, ValueError, MemoryError,
-               torch.linalg.LinAlgError)
-    of_users = (InputError, OSError, torch.OutOfMemoryError)
+    of_code = (RuntimeError, NotImplementedError, ValueError, torch.linalg.LinAlgError)
+    of_users = (InputError, OSError, MemoryError, torch.OutOfMemoryError)
     for error in of_code + of_users:
         def fail(*_):
             raise error("no room\nand more")
@@ -327,6 +326,14 @@ def test_bugs_keep_their_traceback_and_what_a_user_can_mend_is_a_sentence(monkey
             train.main()
         assert capsys.readouterr().err == ("train.py: no room\n" if error in of_users else "")
         assert error in of_code or stop.value.code == 2
+
+    def beyond_memory(*_):
+        torch.empty(2 ** 60)
+
+    monkeypatch.setattr(train, "train", beyond_memory)
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "can't allocate memory" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
@@ -424,9 +431,12 @@ def test_an_interrupted_overwrite_leaves_nothing_of_the_old_run(tiny, tmp_path, 
     for old in ("lora", "full"):
         tiny("--method", old, "--steps", "2", "--out_dir", "o", "--overwrite")
         assert (tmp_path / "o" / "result.json").exists()
+        (tmp_path / "o" / "merged").mkdir()
+        (tmp_path / "o" / "merged" / "config.json").write_text("of export.py")
         at_step(monkeypatch, 1, ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             tiny("--steps", "3", "--out_dir", "o", "--overwrite")
+        (tmp_path / "o" / "merged").rmdir()  # empty
         assert {path.name for path in (tmp_path / "o").glob("[!.]*")} == {"ckpt.pt", "log.csv"}
         with pytest.raises(InputError, match="holds no finished run"):
             runs.load_run(tmp_path / "o")
@@ -494,6 +504,7 @@ MORE = {  # these within pytest's process, which is quicker
     "--resume --overwrite": "argument --overwrite: not allowed with argument --resume",
     "--meth lora": "unrecognized arguments: --meth lora",
     "--block_size 129": "--block_size 129 or the vocabulary's",
+    "--block_size 16": "--block_size 16 cuts the answers of --data math: at least 17",
     "--seed 4294967296": "allowed: at least 0 and below 4294967296",
     "--grad_accum 3": "--batch_size 32 must be a multiple of 3, --grad_accum times",
     "--data {}/short.txt": "too short",
@@ -738,7 +749,7 @@ DIES = """
 import os, runs, train
 step = train.train_step
 def die(*args):
-    if runs.RANK == 1 and args[-1] == 2:
+    if runs.PROCESS == 1 and args[-1] == 2:
         os._exit(9)
     return step(*args)
 train.train_step = die

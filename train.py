@@ -20,7 +20,7 @@ import runs
 from data import tasks, tokenizer
 from data.files import InputError, about_input
 from model import GPT, GPTConfig
-from runs import PROCESSES, RANK, WITHOUT_ADAPTER, number
+from runs import PROCESSES, PROCESS, WITHOUT_ADAPTER, number
 
 GA_BATCHES = 4  # LoRA-GA sums the gradients of the first batches of the run
 SOURCE_WINDOWS = 32  # enough to see a rise of a tenth of a nat, and quick
@@ -50,7 +50,7 @@ def build_parser():
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=PRESETS, default="lora", help="a preset of the flags below, which win")
+    add("--method", choices=PRESETS, default="lora", help="a preset of other flags, which win if given")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank; if not set, alpha is rank")
     add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
@@ -79,7 +79,7 @@ def build_parser():
         "file of pairs, each line {\"prompt\": ..., \"completion\": ...}")
     add("--val_data", help="another such file to judge by; else the last tenth of the first")
     add("--block_size", type=count, default=128, help="tokens in a window of text")
-    add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or a checkpoint's path or URL; "
+    add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or such a model's path or URL; "
         "without it, the shipped base")
     add("--out_dir", help="where the files go; out/<task>-<method>-r<rank> if not set")
     add("--eval_interval", type=count, help="steps from one evaluation, and "
@@ -90,7 +90,7 @@ def build_parser():
     either("--overwrite", action="store_true", help="replace the run in the out directory")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: the first GPU, else cpu")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
     add("--dtype", choices=["float32", "bfloat16"], help="to compute in; bfloat16 on new GPUs")
     add("--base_dtype", choices=["float32", "bfloat16"], help="of the frozen weights; float32")
     add("--compile", action="store_true", help="compile the model: a slower start, faster steps")
@@ -183,16 +183,16 @@ def parts_of(batch, count):
 
 def train_step(args, model, optimizer, batch, step):
     """One optimizer step on a batch -> its loss; InputError if the new weights are not finite."""
-    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + RANK)  # for dropout
+    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + PROCESS)  # for dropout
     loss = torch.zeros((), device=batch[0].device)
-    for idx, targets, share in parts_of(batch, args.grad_accum * PROCESSES)[RANK::PROCESSES]:
+    for idx, targets, share in parts_of(batch, args.grad_accum * PROCESSES)[PROCESS::PROCESSES]:
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             part_loss = share * model(idx, targets)[1]
         part_loss.backward()
         loss += part_loss.detach()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     runs.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
-    torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)  # before preconditioning
+    torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)  # before the preconditioner
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor(step, args)
     optimizer.step()
@@ -265,7 +265,7 @@ def train(args):
                   start - progress["seconds"])
         result = report.summary(args, model, optimizer, task, progress)
         runs.save_results(args, model, result)
-        if not RANK:
+        if not PROCESS:
             report.show_result(args, model, task, result, progress["log"])
     return result
 
@@ -283,7 +283,7 @@ def run_steps(args, model, optimizer, task, source, batch_at, progress, start):
 
             last = step + 1 == args.steps
             due = last or (step + 1) % args.eval_interval == 0
-            stopping = runs.any_process(stop.is_set())
+            stopping = runs.any_process(stop.is_set(), tasks.device_of(model))
             row = {"step": step + 1, "loss": loss, "lr": args.lr * lr_factor(step, args), "ms": ms}
             if due:
                 progress["after"] = judge(model, task, source, whole=last)
@@ -302,19 +302,20 @@ def run_steps(args, model, optimizer, task, source, batch_at, progress, start):
 
 
 def main():
-    if RANK:
+    if PROCESS:
         sys.stdout = open(os.devnull, "w")
+    runs.print_anywhere()
     parser = build_parser()
     try:
         train(parse_args())
     except KeyboardInterrupt as stop:
         sys.exit(f"train.py: {str(stop) or 'stopped at once'}")
-    except (InputError, OSError, torch.OutOfMemoryError) as error:
-        parser.error(str(error).partition("\n")[0])
+    except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        parser.error(str(error).partition("\n")[0] or "out of memory")
     except RuntimeError as error:
-        if PROCESSES == 1:
-            raise  # a mistake in the code, not a process that died
-        parser.error(f"process {RANK} stopped: {str(error).partition(chr(10))[0]}")
+        if PROCESSES == 1 and "allocate memory" not in str(error):
+            raise  # a mistake in the code, not a process that died or a CPU without memory
+        parser.error(f"process {PROCESS} stopped: {str(error).partition(chr(10))[0]}")
 
 
 if __name__ == "__main__":

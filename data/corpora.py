@@ -134,7 +134,7 @@ def held_out(file_name):
 def read_pieces(path, flag, size=1 << 20):
     """A text file in pieces of `size` characters: one larger than memory streams through."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             while piece := file.read(size):
                 yield piece
     except UnicodeDecodeError as error:

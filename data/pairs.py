@@ -84,7 +84,7 @@ def read(path, encoding, flag):
     """(tokens, bytes) of each line."""
     number = 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin a file with a mark
             for number, line in enumerate(file, start=1):
                 prompt, completion = parse(line, f"{flag} {path}, line {number}")
                 yield marked(prompt, completion, encoding), len(line.encode())

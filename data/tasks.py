@@ -178,10 +178,10 @@ class Text:
         """Continuations of validation text."""
         lines = []
         for start in np.linspace(0, len(self.val) - self.block_size - 1, count).astype(int):
-            prompt = self.val[start:start + self.block_size // 4].astype(np.int64)
+            prompt = self.val[start:start + math.ceil(self.block_size / 4)].astype(np.int64)
             idx = torch.from_numpy(prompt).to(device_of(model))
             told = model.generate(idx[None], 24, temperature=0)[0, len(prompt):]
-            given, continuation = (self.encoding.decode(part.tolist()) for part in (prompt, told))
+            given, continuation = (decode(self.encoding, part.tolist()) for part in (prompt, told))
             lines.append(" ".join(f"{given} ⟶ {continuation}".split()))
         return lines
 
@@ -194,7 +194,12 @@ def load(name, encoding, block_size, progress=print, val_data=None):
     if val_data and (name == "math" or name in corpora.NAMES):
         raise InputError(f"--val_data goes with a file, and --data {name} has its own")
     if name == "math":
-        return Pairs(encoding, block_size, *sums(encoding), metric="exact match")
+        train, val = sums(encoding)
+        longest = int(train.lengths().max()) - 1
+        if block_size < longest:
+            raise InputError(f"--block_size {block_size} cuts the answers of --data math: at least "
+                             f"{longest}")
+        return Pairs(encoding, block_size, train, val, metric="exact match")
     if not name.endswith(".jsonl"):
         return Text(name, encoding, block_size, progress, val_data)
     rows = pairs.load(name, encoding, block_size, "--data", progress)

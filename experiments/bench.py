@@ -380,7 +380,7 @@ def kept_memory(case):
 def sizes(args):
     """Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments;
     the last column is the memory of weights, gradients and moments at 2 bytes each: 8·N for full
-    fine-tuning, 2·N + 6·n for LoRA"""
+    fine-tuning, 2·N + 8·n for LoRA"""
     for name, (targets, rank) in product(FAMILY, [(["c_attn"], 4), (TARGETS, 8)]):
         base = build(replace(FAMILY[name], method="full", device="meta"))
         model = lora.apply_lora(base, rank, targets=targets)
@@ -390,7 +390,7 @@ def sizes(args):
                "N, M": N / 1e6, "n trained, M": n / 1e6, "N / n": N / n,
                "full file, MB": 2 * N / 1e6, "adapter file, MB": 2 * n / 1e6,
                "full's AdamW, GB": 8 * N / 1e9, "LoRA's AdamW, GB": 8 * n / 1e9,
-               "memory, full / LoRA": 8 * N / (2 * N + 6 * n)}
+               "memory, full / LoRA": 8 * N / (2 * N + 8 * n)}
 
 
 TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged,

@@ -24,7 +24,7 @@ import curves
 import train
 from data.files import InputError, replace_file
 from experiments import sweep
-from runs import number
+from runs import load_base, number, print_anywhere
 
 NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "loraga": "LoRA-GA",
          "riemannian": "preconditioned"}
@@ -148,7 +148,7 @@ def table(found, methods):
     """A Markdown table: each method at its best rate."""
     metric = found[0]["metric"]
     form = "{:.1%}" if metric == "exact match" else "{:.3f}"
-    header = ("method", "lr", metric, "docs loss, rise in nats", "trained", "optimizer", "seconds")
+    header = ("method", "lr", metric, "docs loss, rise in nats", "trained", "optimizer")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     edges = []
     for method in methods:
@@ -161,8 +161,7 @@ def table(found, methods):
         mine = rates[best]
         cells = (method, f"{best:g}", spread(mine, "learned", form),
                  spread(mine, "forgotten", "{:.2f}"), f"{median(mine, 'trained'):,.0f}",
-                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB",
-                 f"{median(mine, 'seconds'):.0f}")
+                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB")
         lines.append("| " + " | ".join(cells) + " |")
     if edges:
         lines += ["", f"Best at the edge of the rates that were tried, so perhaps better beyond: "
@@ -242,18 +241,21 @@ def draw(found, methods, path):
     curves.write(figure, path)
 
 
-def check_unchanged(data, stored):
+def check_unchanged(args, stored):
     """A run is known by its flags, which do not tell that a file has been edited since."""
-    data = Path(data)
-    if data.is_file() and stored.exists() and data.stat().st_mtime > stored.stat().st_mtime:
-        raise InputError(f"--data {data} is newer than {stored}, whose runs are of the older file: "
-                         f"give another --out, or remove {stored}")
+    for path in map(Path, filter(None, [args.data, args.val_data])):
+        if path.is_file() and stored.exists() and path.stat().st_mtime > stored.stat().st_mtime:
+            raise InputError(f"{path} is newer than {stored}, whose runs are of the older file: "
+                             "give another --out")
 
 
 def compare(args, given):
     out = Path(args.out or f"out/compare-{Path(args.data).stem}")
     every = plan(args, given)
-    check_unchanged(args.data, out / "runs.csv")
+    first = train.parse_args(shlex.split(every[0]))
+    check_unchanged(first, out / "runs.csv")
+    if not out.exists():  # what cannot be used is told before the runs, and a download is made once
+        train.load_tasks(first, load_base(first.init_from))
     rows = sweep.sweep(every, out / "runs.csv", args.jobs)
     found = results([rows[flags] for flags in every])
     methods = [method for method in METHODS if method in args.methods]
@@ -286,9 +288,10 @@ def main():
         "rates to try; else each method's own default, its half and its double")
     add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
     add("--jobs", type=number(int, 1), help="runs side by side; as many as there are cores, or 1 "
-        "where there is a GPU")
+        "with CUDA")
     add("--out", metavar="DIR", help="where the results go; out/compare-<data> without it")
     args, given = parser.parse_known_args()
+    print_anywhere()
     given = [word for each in given  # --rank=4 is --rank 4
              for word in (each.split("=", 1) if each.startswith("--") else [each])]
     args.methods = list(dict.fromkeys(args.methods))

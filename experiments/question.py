@@ -22,6 +22,7 @@ from typing import Callable
 import curves
 from data.files import InputError, replace_file, write_csv
 from experiments import compare, sweep
+from runs import number, print_anywhere
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
@@ -140,10 +141,11 @@ def ask(question):
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{question.name}")
     add = parser.add_argument
     add("--quick", action="store_true", help="four steps a run and one seed, for a look")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
-    add("--seeds", type=int, default=3, help="how many, from 0 (3)")
+    add("--jobs", type=number(int, 1), default=os.cpu_count(), help="runs side by side")
+    add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
     add("--stored", action="store_true", help="no runs: the table and the figure of those there")
     args = parser.parse_args()
+    print_anywhere()
     folder, figures = RESULTS, FIGURES
     every = question.plan(args.seeds)
     if args.quick:

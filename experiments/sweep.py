@@ -40,7 +40,8 @@ def run(flags, directory, threads):
     """`python train.py FLAGS`, or `python -m MODULE FLAGS`, begun or taken up again -> its row."""
     script = [] if flags.startswith("-m ") else [str(ROOT / "train.py")]
     command = [sys.executable, *script, *shlex.split(flags), "--out_dir", str(directory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT),
+                   "PYTHONIOENCODING": "utf-8"}
     while True:
         again = "--overwrite" if flags.startswith("-m exercises.") else "--resume"
         resume = [again] if (directory / "ckpt.pt").exists() else []
@@ -52,7 +53,9 @@ def run(flags, directory, threads):
     if "no longer finite" in ended.stderr:
         return {"flags": flags, "metric": "diverged"}
     if ended.returncode:
-        raise InputError(f"{' '.join(['python', *command[1:]])}: {ended.stderr.strip()}")
+        reason = ended.stderr.strip().rpartition("\n")[2] or \
+            f"ended with code {ended.returncode}: if memory is short, try fewer --jobs"
+        raise InputError(f"{' '.join(['python', *command[1:]])}: {reason}")
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     with open(directory / "log.csv", encoding="utf-8", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
@@ -90,8 +93,7 @@ def sweep(every, table, jobs):
         write_csv(table, COLUMNS, rows)  # can it be written?
         start = time.perf_counter()
         with ThreadPoolExecutor(jobs) as pool:
-            directories = {flags: work / short(flags)
-                           for flags in missing}
+            directories = {flags: work / short(flags) for flags in missing}
             futures = [pool.submit(run, flags, directories[flags], threads) for flags in missing]
             try:
                 for count, future in enumerate(as_completed(futures), 1):
