@@ -1,4 +1,4 @@
-"""Which method is faster? Each at its own learning rate, judged every twenty steps."""
+"""Are LoRA+ and LoRA-GA faster than LoRA? Each at its own learning rate, judged every 20 steps."""
 import statistics
 
 import curves
@@ -6,8 +6,9 @@ import train
 from experiments import compare, question
 
 LEVELS = (0.5, 0.9)
-VARIANTS = {name: question.Variant(method, (train.PRESETS[method]["lr"],), "--eval_interval 20")
-            for method, name in compare.NAMES.items()}
+METHODS = ("lora", "loraplus", "loraga")
+VARIANTS = {compare.NAMES[method]: question.Variant(method, (train.PRESETS[method]["lr"],),
+                                                    "--eval_interval 20") for method in METHODS}
 
 
 def steps_to(result, level):
