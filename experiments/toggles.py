@@ -9,7 +9,7 @@ what the paper found for B = 0, and LoRA-GA's factors start alike.
 from experiments import question
 
 RATES = (5e-4, 1e-3, 2e-3)
-LOWER = (2.5e-4, 5e-4, 1e-3)  # B's rate is four times as large
+LOWER = (1.25e-4, 2.5e-4, 5e-4, 1e-3)  # B's rate is four times as large
 VARIANTS = {
     "LoRA-GA": question.Variant("loraga", RATES),
     "LoRA+": question.Variant("loraplus", (1e-3, 2e-3, 4e-3)),
