@@ -27,7 +27,7 @@ SOURCE_WINDOWS = 32  # enough to see a rise of a tenth of a nat, and quick
 OF_ADAPTERS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
                "precondition", "damping", "base_dtype", "export")
 NO_ADAPTER = dict.fromkeys(OF_ADAPTERS)
-PRESETS = {  # learning rates: each method's best in experiments/evidence.md, with the same betas
+PRESETS = {  # learning rates: each method's best on math in experiments/evidence.md
     "full": {**NO_ADAPTER, "lr": 3e-3},
     "lora": {"lr": 5e-3},
     "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},

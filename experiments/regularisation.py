@@ -1,7 +1,7 @@
 """Does LoRA regularise more than weight decay and dropout? Full fine-tuning with both, and LoRA.
 
 At full fine-tuning's own best rate, since another rate changes what is forgotten by itself. The
-paper's weight decays, up to 1e-4, take 0.03 % of the weights away at this rate in 1000 steps, so
+paper's weight decays, up to 1e-4, take 0.015 % of the weights away at this rate in 1000 steps, so
 here are stronger ones; its dropouts are 0.05 and 0.1.
 """
 from experiments import question

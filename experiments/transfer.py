@@ -1,7 +1,7 @@
 """Does the advice from `math` hold elsewhere? Its rates, unchanged, on data that nobody tuned on.
 
-A file of pairs (E2E's form), and Python's code, each also with half and twice the rates as a check,
-and on code with a quarter and four times. Batches of 8, which have as many tokens as the 32 sums of
+A file of pairs (E2E's form), and Python's code, each also with half, twice and four times the rates
+as a check, and on code with a quarter. Batches of 8, which have as many tokens as the 32 sums of
 `math`.
 """
 import train
@@ -9,7 +9,7 @@ from experiments import compare, question
 
 PAIRS = "--steps 200 --eval_interval 50 --batch_size 8"
 DATA = {  # name: what to train on, how, and the learning rates, times those of `math`
-    "pairs": ("data/e2e_sample.jsonl", PAIRS, (0.5, 1, 2)),
+    "pairs": ("data/e2e_sample.jsonl", PAIRS, (0.5, 1, 2, 4)),
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
 VARIANTS = {
