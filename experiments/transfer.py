@@ -26,7 +26,7 @@ def text(found):
     for name, variant in VARIANTS.items():
         rates = compare.at_rates(found, name)
         own = train.PRESETS[variant.method]["lr"]
-        best = min(rates, key=lambda lr: compare.median(rates[lr], "loss"))
+        best = compare.best_rate(rates)
         lines.append(f"| {name} | {compare.spread(rates[own], 'loss', '{:.3f}')} | "
                      f"{compare.spread(rates[best], 'loss', '{:.3f}')} | {best / own:g} |")
     return "\n".join(lines)
