@@ -658,7 +658,7 @@ def test_batches_are_of_a_seed_and_a_step_in_math_and_in_text(tmp_path, monkeypa
     monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
     (tmp_path / "notes.txt").write_text("".join(f"Line {i}: some words.\n" for i in range(400)))
     for data in ("math", str(tmp_path / "notes.txt")):
-        task = tasks.load(data, tokenizer.load(), 16, lambda message: None)
+        task = tasks.load(data, tokenizer.load(), 32, lambda message: None)
         found = [task.batch(seed, step, 8)[0] for seed in (0, 1) for step in (0, 1)]
         assert torch.equal(found[0], task.batch(0, 0, 8)[0])
         assert not any(torch.equal(x, y) for i, x in enumerate(found) for y in found[:i])
