@@ -90,7 +90,8 @@ def main():
     add("--samples", type=number(int, 1), default=1, help="continuations by each model (1)")
     add("--tokens", type=number(int, 1), default=50, help="the length of a continuation (50)")
     add("--whole", action="store_true", help="do not stop at the end of a line")
-    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="of the first sample; the next count up (0)")
+    add("--seed", type=number(int, 0, 2 ** 32), default=0,
+        help="of the first sample; the next count up (0)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
     print_anywhere()
     try:
