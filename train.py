@@ -50,7 +50,7 @@ def build_parser():
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=PRESETS, default="lora", help="a preset of other flags; these win")
+    add("--method", choices=PRESETS, default="lora", help="a preset; flags given beside it win")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank; if not set, alpha is rank")
     add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
