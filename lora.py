@@ -7,7 +7,7 @@ mend one thing each: LoRA+ the learning rates, LoRA-GA the start, the preconditi
     apply_lora(model, rank=8, alpha=8, rslora=True)      # LoRA, in every layer called c_attn, ...
     lora_ga_init(model, batches, loss_fn)                # LoRA-GA (optional)
     groups = lora_plus_groups(model, lr=3e-4, ratio=4)   # LoRA+ (optional)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))  # β₂ < 0.99: preconditioned, B = 0
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))  # preconditioned from B = 0: β₂ < 0.99
     attach_preconditioner(optimizer, model)              # the preconditioner (optional)
     torch.save(adapter_state_dict(model), "adapter.pt")  # small, for the untouched base model
 """
