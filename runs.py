@@ -119,6 +119,13 @@ def settings_of(args):
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
+def check_unchanged(args, stored, remedy):
+    """A run is known by its flags, which do not tell that a file has been edited since."""
+    for path in map(Path, filter(None, [args.data, args.val_data])):
+        if path.is_file() and stored.exists() and path.stat().st_mtime > stored.stat().st_mtime:
+            raise InputError(f"{path} is newer than {stored}, which is of the older file: {remedy}")
+
+
 def find_checkpoint(args):
     """The checkpoint to go on from, or None to begin; InputError rather than lose a run's work."""
     path = Path(args.out_dir) / "ckpt.pt"
@@ -131,6 +138,7 @@ def find_checkpoint(args):
             if mine != theirs:
                 raise InputError(f"--resume: {args.out_dir} holds a run of --{name} {theirs}, "
                                  f"not {mine}")
+        check_unchanged(args, path, "--overwrite begins anew")
         return checkpoint
     step = checkpoint.get("progress", {}).get("step")
     if step == 0:  # nothing to lose

@@ -270,14 +270,14 @@ def test_rows_of_a_file_that_has_been_edited_since_are_not_taken(tmp_path, monke
     pairs, rows = tmp_path / "pairs.jsonl", tmp_path / "runs.csv"
     pairs.write_text('{"prompt": "a", "completion": "b"}\n')
     args = train.parse_args(["--data", "math", "--val_data", str(pairs)])
-    compare.check_unchanged(args, rows)  # no rows yet
+    runs.check_unchanged(args, rows, "")  # no rows yet
     rows.write_text("flags\n")
     os.utime(rows, (1000, 1000))
     os.utime(pairs, (999, 999))
-    compare.check_unchanged(args, rows)
+    runs.check_unchanged(args, rows, "")
     os.utime(pairs, (1001, 1001))
     with pytest.raises(InputError, match="newer"):
-        compare.check_unchanged(args, rows)
+        runs.check_unchanged(args, rows, "")
     monkeypatch.setattr(sys, "argv", ["compare", "--data", str(pairs), "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         compare.main()

@@ -427,6 +427,25 @@ def test_no_run_is_lost_without_a_flag(tiny, tmp_path, monkeypatch):
         tiny("--steps", "2", "--out_dir", "o")
 
 
+def test_resume_does_not_go_on_with_a_file_that_has_been_edited(tiny, tmp_path, monkeypatch):
+    text = tmp_path / "notes.txt"
+    text.write_text("Low rank. " * 400)
+    flags = ["--data", str(text), "--block_size", "16", "--steps", "4", "--out_dir", "o"]
+    at_step(monkeypatch, 2, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(*flags)
+    text.write_text("Full rank. " * 400)
+    with pytest.raises(InputError, match="notes.txt is newer than .*ckpt.pt"):
+        tiny(*flags, "--resume")
+
+
+def test_a_long_run_of_spaces_is_cut_into_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "CACHE", tmp_path / "cache")
+    (tmp_path / "spaces.txt").write_text("a" + " " * 1_200_000 + "b")
+    tokens = corpora.text_file(tmp_path / "spaces.txt", tokenizer.load(), "--data", print)
+    assert len(tokens) > 1_000_000
+
+
 def test_an_interrupted_overwrite_leaves_nothing_of_the_old_run(tiny, tmp_path, monkeypatch):
     for old in ("lora", "full"):
         tiny("--method", old, "--steps", "2", "--out_dir", "o", "--overwrite")

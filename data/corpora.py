@@ -131,8 +131,9 @@ def held_out(file_name):
     return int(hashlib.sha256(file_name.encode()).hexdigest(), 16) % 20 == 0
 
 
-def read_pieces(path, flag, size=1 << 20):
-    """A text file in pieces of `size` characters: one larger than memory streams through."""
+def read_pieces(path, flag, size=1 << 16):
+    """A text file in pieces of `size` characters: one larger than memory streams through, and no
+    run of spaces is long enough to overflow tiktoken's stack."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             while piece := file.read(size):

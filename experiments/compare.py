@@ -24,7 +24,7 @@ import curves
 import train
 from data.files import InputError, replace_file
 from experiments import sweep
-from runs import load_base, number, print_anywhere
+from runs import check_unchanged, load_base, number, print_anywhere
 
 NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "loraga": "LoRA-GA",
          "riemannian": "preconditioned"}
@@ -241,19 +241,11 @@ def draw(found, methods, path):
     curves.write(figure, path)
 
 
-def check_unchanged(args, stored):
-    """A run is known by its flags, which do not tell that a file has been edited since."""
-    for path in map(Path, filter(None, [args.data, args.val_data])):
-        if path.is_file() and stored.exists() and path.stat().st_mtime > stored.stat().st_mtime:
-            raise InputError(f"{path} is newer than {stored}, whose runs are of the older file: "
-                             "give another --out")
-
-
 def compare(args, given):
     out = Path(args.out or f"out/compare-{Path(args.data).stem}")
     every = plan(args, given)
     first = train.parse_args(shlex.split(every[0]))
-    check_unchanged(first, out / "runs.csv")
+    check_unchanged(first, out / "runs.csv", "give another --out")
     if not out.exists():  # what cannot be used is told before the runs, and a download is made once
         train.load_tasks(first, load_base(first.init_from))
     rows = sweep.sweep(every, out / "runs.csv", args.jobs)
