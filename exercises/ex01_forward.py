@@ -24,6 +24,7 @@ def forward(x, W, A, B, alpha):
 def gradients(x, W, A, B, alpha, grad_y):
     """From grad_y = ∂L/∂y (n, d_out) -> ∂L/∂x, ∂L/∂A, ∂L/∂B, in the shapes of x, A and B.
 
+    By formula: autograd is off here.
     Hint: the gradient of the dense weight would be xᵀ grad_y (d_in, d_out), as large as W; it need
     not be made. W is frozen: it has no gradient, but x's passes through it.
     """

@@ -1,9 +1,10 @@
 """5. The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, algorithm 1).
 
 10 A and B/10 make the same weight as A and B, but LoRA's next step from them is another one: the
-gradient of a factor grows with the other factor. The preconditioner divides that size out again. It
-multiplies each gradient by the inverse of an r × r Gram matrix, which holds the inner products of
-one factor's r vectors. In algorithm 1 the weight is W + B A, with B (d_out, r) and A (r, d_in):
+gradient of a factor grows with the other factor, and so does what its step does to the weight. The
+preconditioner divides by both: it multiplies each gradient by the inverse of an r × r Gram matrix,
+which holds the inner products of the other factor's r vectors. In algorithm 1 the weight is
+W + B A, with B (d_out, r) and A (r, d_in):
 
     ∇A ← (BᵀB + δI)⁻¹ ∇A        ∇B ← ∇B (AAᵀ + δI)⁻¹        δ: a little damping
 

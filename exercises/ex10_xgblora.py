@@ -65,9 +65,9 @@ def chosen_layers(names, count, round):
     raise NotImplementedError
 
 
-# How it trains: boosters on half of the layers, whatever --rank says of rank 1; the other factors
-# are frozen. What ROUND steps of Adam find takes the place of the best booster. The merged ones are
-# in the frozen weights: adapter.pt holds the last booster alone.
+# How it trains: boosters of rank 1, whatever --rank says, on half of the layers; the other factors
+# are frozen. Give --lr 3e-2. What ROUND steps of Adam find takes the place of the best booster. The
+# merged ones are in the frozen weights: adapter.pt holds the last booster alone.
 # A round ends after step 26, 51, ..., so that a run of 1000 steps does not end with a fresh one.
 
 ROUND = 25  # steps

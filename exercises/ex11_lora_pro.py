@@ -39,7 +39,7 @@ def adjusted(grad_A, grad_B, A, B, s):
     raise NotImplementedError
 
 
-# How it trains: Adam on the adjusted gradients, at a small rate: give --lr 2e-3. (The paper's Adam
+# How it trains: Adam on the adjusted gradients, at a small rate: give --lr 4e-3. (The paper's Adam
 # keeps moments of the full size; this simplification needs none, but Adam divides each entry by its
 # size, so that the move is no projection any more.) B = 0 has no inverse, so it starts small and
 # random, taken out of W0.

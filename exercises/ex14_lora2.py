@@ -16,8 +16,8 @@ importance also looks at entries of the factors, and averages over steps.
 
 Pₖ (m, rₖ), λₖ (rₖ), Qₖ (rₖ, n), where W is (m, n); x (..., n). The planes' ranks may differ.
 
-To think about: for each rank i, the sum of P's column i times its gradient is λᵢ ∂L/∂λᵢ, and so is
-that of Q's row i. Why? And what does it save?
+To think about: for each rank i, the inner product of P's column i with its gradient is λᵢ ∂L/∂λᵢ,
+and so is that of Q's row i. Why? And what does it save?
 """
 import torch
 from torch import nn
@@ -42,8 +42,9 @@ def penalty(P1, P2, Q1, Q2):
 
 
 def penalty_gradient(P1, P2, Q1, Q2):
-    """-> the penalty's gradients for P1, P2, Q1, Q2, in their shapes, without autograd.
+    """-> the penalty's gradients for P1, P2, Q1, Q2, in their shapes.
 
+    By formula: training calls it where autograd is off.
     Hint: d‖M‖² = 2⟨M, dM⟩. In ‖PᵀP − I‖² P stands twice. Qᵀ is such a P.
     """
     raise NotImplementedError

@@ -34,7 +34,7 @@ def input_shortcut(xs, As, Bs, s, i):
 
 
 def block_shortcut(xs, As, Bs, s, i):
-    """-> h (..., m) of block i, of which only xs[i] is used.
+    """-> h (..., m) of block i. It uses xs[i] alone: the others may be None.
 
     Hint: the inner products are thin; an (m, n) matrix is never needed.
     """

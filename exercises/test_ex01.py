@@ -50,4 +50,4 @@ def test_gradients_at_the_start(ex, layer, draw):
     _, grad_A, grad_B = ex.gradients(x, W, A, torch.zeros_like(B), alpha, draw(7, 6))
     same(grad_A, torch.zeros_like(A), "∂L/∂A where B = 0")
     different(tensor(grad_B, B.shape, "∂L/∂B"), torch.zeros_like(B),
-              "∂L/∂B where B = 0 must not be that of B's own formula with B in it")
+              "with B = 0, ∂L/∂B must not be zero: B is not in its formula")

@@ -21,6 +21,9 @@ def start(ex, d, m):
     found = ex.initial(d, m)
     holds(isinstance(found, dict) and sorted(found) == sorted(shapes(d, m)),
           "initial must give a dict of W_down, b_down, W_up and b_up")
+    for name in shapes(d, m):
+        dtype = getattr(found[name], "dtype", None)
+        holds(dtype == torch.float32, f"{name} must be float32, as the model is, not {dtype}")
     return [tensor(found[name], shape, name) for name, shape in shapes(d, m).items()]
 
 

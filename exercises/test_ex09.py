@@ -73,7 +73,8 @@ def test_frozen_factor_favours_no_direction(ex, seed):
 @pytest.mark.points(3)
 def test_direction_moves_the_weight_by_the_projected_gradient(ex, draw):
     G = draw(M, N)
-    for B in (draw(M, R), 10 * draw(M, R), with_zero_column(draw(M, R))):
+    for B in (draw(M, R), 10 * draw(M, R), with_zero_column(draw(M, R)),
+              with_sum_of_columns(draw(M, R))):
         grad_A = S * B.T @ G
         D = untouched((grad_A, B), lambda: ex.direction(grad_A, B, S))
         tensor(D, grad_A.shape, "D")

@@ -41,6 +41,8 @@ def test_the_block_shortcut_is_the_sum_over_the_adapters(ex, chain):
         for k in range(i + 1):
             expected += s * torch.einsum("mr,rn,abn->abm", Bs[k], As[k], xs[i])
         same(h, expected, f"the adapters of blocks 0 to {i} must all act on block {i}'s input")
+        alone = [None] * i + [xs[i]]
+        same(ex.block_shortcut(alone, As, Bs, s, i), expected, "no other block's input is needed")
 
 
 @pytest.mark.points(2)

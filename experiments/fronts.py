@@ -9,12 +9,14 @@ from experiments import compare, question
 
 FACTORS = (0.25, 0.5, 1, 2, 4)
 DATA = {"math": "", "code": question.ON_CODE}
-LEAST = {"full": 0.25, "loraplus": 0.5}  # forgot least on `code` by the common level: all seeds
+LEAST = {"full": 0.0625, "loraplus": 0.5}  # forgot least on `code` by the common level: all seeds
 VARIANTS = {}
 for data, flags in DATA.items():
     for method, name in compare.NAMES.items():
         lr = train.PRESETS[method]["lr"]
-        factors = (0.125, *FACTORS) if (data, method) == ("code", "full") else FACTORS
+        factors = FACTORS
+        if (data, method) == ("code", "full"):  # whose least forgetting lay at the edge
+            factors = (0.03125, 0.0625, 0.125, *FACTORS)
         VARIANTS[f"{data}: {name}"] = question.Variant(
             method, [lr * factor for factor in factors], flags, data=data,
             own=lr * LEAST.get(method, 1) if data == "code" else None)

@@ -13,7 +13,8 @@ RATES = {1: (2.5e-3, 5e-3, 1e-2), 4: (1.25e-3, 2.5e-3, 5e-3), 8: (1e-3, 2e-3, 4e
 def variant(ratio, rates):
     if ratio == 1:
         return question.Variant("lora", rates)
-    return question.Variant("loraplus", rates, "" if ratio == 16 else f"--lr_ratio {ratio}")
+    return question.Variant("loraplus", rates, "" if ratio == 16 else f"--lr_ratio {ratio}",
+                            own=rates[1])
 
 
 VARIANTS = {f"ratio {ratio}": variant(ratio, rates) for ratio, rates in RATES.items()}

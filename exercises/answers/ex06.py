@@ -12,6 +12,8 @@ WRONG = {
         '"W_down": torch.randn(m, d) / d ** 0.5', '"W_down": torch.zeros(m, d)'),
     "W_down's size is that of one width": (
         "torch.randn(m, d) / d ** 0.5", "0.05 * torch.randn(m, d)"),
+    "the start is float64, which the model is not": (
+        "torch.randn(m, d) / d ** 0.5", "torch.randn(m, d, dtype=torch.float64) / d ** 0.5"),
     "W_down has one sign": ("torch.randn(m, d) / d ** 0.5", "torch.randn(m, d).abs() / d ** 0.5"),
     "the biases are not counted": ("return 2 * d * m + d + m", "return 2 * d * m"),
 }

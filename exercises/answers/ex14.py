@@ -7,6 +7,11 @@ WRONG = {
     "the gradient takes one P of PᵀP for a constant": ("4 * own @ (", "2 * own @ ("),
     "the gradient forgets the other plane": (" + 2 * other @ (other.T @ own)", ""),
     "the overlap is counted twice in the gradient": ("2 * other @ (", "4 * other @ ("),
+    "the gradient is autograd's": (
+        "    def pull(own, other):\n",
+        "    factors = [each.clone().requires_grad_() for each in (P1, P2, Q1, Q2)]\n"
+        "    return torch.autograd.grad(penalty(*factors), factors)\n\n"
+        "    def pull(own, other):\n"),
     "importance is the size of λ": ("(lam * grad_lam).abs()", "lam.abs()"),
     "importance has a sign": ("(lam * grad_lam).abs()", "(lam * grad_lam)"),
     "the least important ranks are kept": (".topk(keep)", ".topk(keep, largest=False)"),

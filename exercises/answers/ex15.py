@@ -8,6 +8,8 @@ WRONG = {
     "the block-shortcut takes each block's own input": (
         "[(x @ A.T) @ B.T for A, B in zip(As[:i + 1], Bs)]",
         "[(x @ A.T) @ B.T for x, A, B in zip(xs, As[:i + 1], Bs)]"),
+    "the block-shortcut looks at the first block's input": (
+        "    x = xs[i]\n    parts", "    x = xs[i].reshape(xs[0].shape)\n    parts"),
     "the middle-shortcut takes one block's input everywhere": (
         "[x @ A.T for x, A in zip(xs[:i + 1], As)]", "[xs[i] @ A.T for A in As[:i + 1]]"),
     "the middle-shortcut takes one block's A everywhere": (

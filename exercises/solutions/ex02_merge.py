@@ -1,4 +1,4 @@
-"""2. Merging, and a tied output layer (Hu et al., arXiv 2106.09685, section 4.1).
+"""2. Merging (Hu et al., arXiv 2106.09685, section 4.1), and a tied output layer.
 
 After training the adapter can be put into the weight. The layer is then one plain product, as fast
 as before, and the base model's code can run it:

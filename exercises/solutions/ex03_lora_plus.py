@@ -6,10 +6,11 @@ three parts, and their sum is exact:
     s·x dA B  (from A)        s·x A dB  (from B)        s·x dA dB  (from both)
 
 A step of Adam moves each entry by about its learning rate, however large the gradient. Let the
-model be wide, n = d_in. Each number of x dA sums n terms, which mostly have one sign, since dA
-follows x. (A is random, its numbers about 1/√n, so that x A stays of one size.) Each number of
-(x A) dB sums only r. With one rate for both, either the one part grows
-with n, or the other vanishes. For both to keep their size, the theorem asks for
+model be wide, n = d_in. Each number of x dA sums n terms, mostly of one sign: as ∂L/∂A is
+s·xᵀ(∂L/∂y)Bᵀ, the entries of dA have the signs of x's, or all the opposite ones. Each number of
+(x A) dB sums only r terms. (A is random, its numbers about 1/√n, so that x A stays of one size.)
+With one rate for both, either the part from A grows with n, or the part from B vanishes. For both
+to keep their size, the theorem asks for
 
     η_A ∝ 1/n        η_B constant
 

@@ -1,8 +1,8 @@
 """9. RAC-LoRA: a randomised asymmetric chain (Malinovsky et al., arXiv 2410.08305).
 
 Does a chain of LoRAs arrive where full fine-tuning would? That can be proved if each link draws one
-factor at random and freezes it, here B, and trains only the other, A, from zero. Let a step of
-gradient descent on A allow for B's lengths and angles, by (BᵀB)⁺ (⁺ is the pseudo-inverse). Then
+factor at random and freezes it, here B, and trains only the other, A, from zero. Correct the
+gradient of A for B's lengths and angles, by (BᵀB)⁺ in front of it (⁺ is the pseudo-inverse). Then
 
     W ← W − η·H·G        H = B(BᵀB)⁺Bᵀ        G = ∂L/∂W
 
@@ -59,9 +59,9 @@ def restart(W0, A, B, s, seed):
     return W0 + s * B @ A, torch.zeros_like(A), new_B
 
 
-# How it trains: a new link every 50 steps, from Adam without a state. The theorem is about gradient
-# descent, and AdamW is outside of it: this is a simplification. (With s = 1 and orthonormal B, as
-# here, D is ∇A; `direction` is for the other cases.) The links so far are kept in
+# How it trains: give --lr 2e-2. A new link every 50 steps, from Adam without a state. (The theorem
+# is about gradient descent, and AdamW is outside of it: this is a simplification. With s = 1 and
+# orthonormal B, as here, D is ∇A; `direction` is for the other cases.) The links so far are kept in
 # lora_A0 and lora_B0, which adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 51,
 # 101, ... that a link ends, so that a run of 1000 steps does not end with a fresh one. sample.py
 # reads up to min(m, n) / r links, 32 with rank 8.

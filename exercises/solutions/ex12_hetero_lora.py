@@ -1,8 +1,8 @@
 """12. HeteroLoRA (Zhang et al., arXiv 2406.14956): the budget to the layers that need it.
 
 LoRA gives every layer the same rank, whether the layer matters or not. HeteroLoRA scores the layers
-first, with proxies that cost next to nothing, a few gradients of the untrained model, and then
-enables LoRA, of a larger rank, in the best ones only, within the same number of parameters.
+first, with proxies that cost next to nothing, a few gradients of the model before fine-tuning, and
+then enables LoRA, of a larger rank, in the best ones only, within the same number of parameters.
 With W (m, n) the weight of a layer and G = ∂L/∂W (m, n), two of its proxies are
 
     gradient norm    ‖G‖_F
@@ -12,8 +12,8 @@ The first says how steep the loss is. The second, from the pruning of networks, 
 loss would change, to first order, if an entry of W were struck out, summed over the entries.
 
 Simplifications: two proxies; one allocation, at the start, where the paper can allocate again in
-training; and the score is that of the dense W. LoRA's own factors cannot be scored at the start:
-with B = 0, ∇A = s BᵀG is zero, and B ⊙ ∇B as well, in every layer.
+training; and the score is that of the dense W. LoRA's own factors say little at the start: with
+B = 0, ∇A = s BᵀG and B ⊙ ∇B are zero in every layer, and ∇B = s GAᵀ sees G through a random A.
 
 To think about: both proxies sum over a layer's entries. Is that fair to small layers? And which
 proxy changes if a layer's W doubles, while the layer before it halves its output?

@@ -16,7 +16,8 @@ large as W:
 
 A way forward is "thin" or "dense". A way back has three such words, for dX, dA and dB in this
 order, as in "thin dense dense", so there are eight. What two of the three share, dY Bᵀ or Xᵀ dY, is
-made once. Nothing is kept from the way forward but X, W, A and B.
+made once. Nothing is kept from the way forward but X, W, A and B. (The paper has two ways forward
+and five back, and looks at measured time as well; here are all combinations, by flops alone.)
 
 The price of a way, in flops: (a, b) times (b, c) costs 2abc, a multiplication and an addition each
 for abc terms. Only products of matrices count; additions, also that of W + A B, are free.
@@ -47,6 +48,7 @@ def forward_flops(tokens, n, m, r):
 def backward_flops(tokens, n, m, r):
     """-> a dict with the flops, a whole number, of each of the eight BACKWARD_WAYS.
 
+    "thin thin thin" has six: dY Wᵀ, dY Bᵀ (shared), (dY Bᵀ) Aᵀ, Xᵀ (dY Bᵀ), X A and (X A)ᵀ dY.
     Hint: count the shared products apart, if anything in this way needs them.
     """
     flops = {}

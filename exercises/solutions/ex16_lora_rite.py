@@ -2,8 +2,8 @@
 
 BT and T⁻¹A make the same W for every invertible T (r, r), yet from there Adam moves W elsewhere.
 LoRA-RITE is an Adam whose steps of W do not depend on T. For one factor X with its partner Y, where
-ΔW = XYᵀ, it takes Y's size out of the gradient, works in an orthonormal basis Q of Y's columns, and
-carries the moments from the last step's basis, Q_old, to this one:
+XYᵀ is BA or its transpose, it takes Y's size out of the gradient, works in an orthonormal basis Q
+of Y's columns, and carries the moments from the last step's basis, Q_old, to this one:
 
     Y = QR    ḡ = ∇X R⁻¹    P = QᵀQ_old
     V ← β₂ P V Pᵀ + (1 − β₂) ḡᵀḡ / d      S = ḡ (V + εI)^(−½)
@@ -15,7 +15,8 @@ the symmetric one.
 B (m, r), A (r, n); X (d, r), where d is m or n; Q like Y; R, P, V (r, r); ḡ, S, M (d, r).
 
 This is a simplification: the paper adds to V a bound on the mass that escapes from it, where P
-loses part of the old basis. Here that is left out, and so is Adam's bias correction.
+loses part of the old basis. Here that is left out, and so is Adam's bias correction. (β₂ in V and
+the division by d are those of the authors' code, which also clips ḡ.)
 
 To think about: at the first step M is a multiple of the matrix nearest to ḡ among those with
 orthonormal columns. Why? Which other optimizer steps like that?
@@ -55,7 +56,10 @@ def step(B, A, grad_B, grad_A, state, lr, betas, eps):
 
     state  a dict of tensors, yours to fill; {} before the first step, when the moments are zero
     betas  β₁, β₂
-    Hint: one piece of code serves for B and for Aᵀ. At the first step any Q_old will do. Why?
+    For (X, ∇X, Y) = (B, ∇B, Aᵀ), and again for (Aᵀ, (∇A)ᵀ, B): `unmagnified`, then `moments`, then
+    X − η M R⁻ᵀ. Keep V, M and Q of each.
+    Hint: Z = M R⁻ᵀ solves Z Rᵀ = M, and Rᵀ is lower triangular. At the first step any Q_old will
+    do. Why?
     """
     pairs = {"B": (B, grad_B, A.T), "A": (A.T, grad_A.T, B)}
     after, new_state = {}, {}
