@@ -23,7 +23,7 @@ model = copy.deepcopy(base)
 lora.apply_lora(model, rank=8, alpha=8, targets=["0", "2"], rslora=True)  # the layers' names
 lora.lora_ga_init(model, batches, loss_fn)  # optional, as are the ratio and the preconditioner
 groups = lora.lora_plus_groups(model, lr=1e-3, ratio=4)
-optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
 lora.attach_preconditioner(optimizer, model)
 
 for step in range(100):

@@ -7,8 +7,8 @@ mend one thing each: LoRA+ the learning rates, LoRA-GA the start, the preconditi
     apply_lora(model, rank=8, alpha=8, rslora=True)      # LoRA, in every layer called c_attn, ...
     lora_ga_init(model, batches, loss_fn)                # LoRA-GA (optional)
     groups = lora_plus_groups(model, lr=3e-4, ratio=4)   # LoRA+ (optional)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))  # preconditioned from B = 0: β₂ < 0.99
-    attach_preconditioner(optimizer, model)              # the preconditioner (optional)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    attach_preconditioner(optimizer, model)              # the preconditioner (optional; β₂ < 0.99)
     torch.save(adapter_state_dict(model), "adapter.pt")  # small, for the untouched base model
 """
 import warnings
@@ -90,7 +90,7 @@ class LoRALinear(nn.Module):
         return self.unmerged_weight is not None
 
     def merge(self):
-        """For inference: puts the effective weight into `linear`, one plain product. Idempotent."""
+        """For inference: puts the effective weight into `linear`, and keeps W0 too. Idempotent."""
         if not self.merged:
             effective = nn.Parameter(self.weight, requires_grad=False)
             self.unmerged_weight = self.linear.weight  # kept: (W0 + s·BA) − s·BA rounds
@@ -105,7 +105,7 @@ class LoRALinear(nn.Module):
 
 def _check_fit(linear, rank, name, times=1):  # LoRA-GA needs `times` 2: directions for A, and for B
     W = linear.weight
-    plain = isinstance(W, nn.Parameter) and W.dtype.itemsize >= 2
+    plain = type(W) is nn.Parameter and W.dtype.itemsize >= 2  # a quantised one may be a subclass
     if not plain or W.shape != (linear.out_features, linear.in_features):
         raise ValueError(f"{name} has a packed or quantised weight, or computes it: LoRA here "
                          "needs a plain parameter, of 16 bits or more")
@@ -119,7 +119,7 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
     """Wraps the linear layers called `targets` in LoRALinear, in place, freezes the rest -> model.
 
     targets     the end of a layer's name, or several: "c_proj", or "attn.c_proj"
-    also_train  modules, named likewise, that train in full (but for targets in them): a new head
+    also_train  modules, named likewise, to train in full (but for targets, and their tied twins)
     The other arguments are those of LoRALinear. ValueError, with the model unchanged, if it carries
     LoRA already, a name matches nothing, there is no target, or the rank or dropout does not fit.
     """
@@ -191,10 +191,10 @@ def merge_and_unload(model):
 def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups, B's at ratio · lr, all else at lr.
 
-    A step of Adam moves each entry by about its rate. As ∇A follows x, the n = d_in terms of ΔA·x
-    add up; those of ΔB are r. For both to learn as n grows, η_A = Θ(1/n), η_B = Θ(1) (Theorem 1):
-    no shared rate does, a constant ratio only delays the failure. The default 16 is the paper's for
-    A = 0 and random B; for B = 0, as here, it found 4 to 8 (§5.3), on Llama 2 to 4. 1 is LoRA.
+    A step of Adam moves each entry by about its rate. As ∇A follows x, ΔA·x adds up n = d_in terms;
+    ΔB·(Ax) has only r. For both to learn as n grows, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1): no
+    shared rate does, a constant ratio only delays the failure. The default 16 is the paper's for
+    A = 0 and random B; for B = 0, as here, it found 4 to 8 (§5.3; with Llama 2 to 4). 1 is LoRA.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -218,15 +218,15 @@ def lora_ga_factors(G, rank, gamma=16.0):
 
 
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
-    """LoRA-GA: starts A and B along the gradient; the model computes the same, but for dropout.
+    """LoRA-GA: starts A and B along the gradient; the model stays, but for dropout and rounding.
 
     G sums the gradients of the batches, any iterable; loss_fn(model, batch) -> a scalar tensor.
     Each layer starts from `lora_ga_factors`, with s·BA taken out of its frozen weight. A small
     first gradient step on these batches moves W along G's best rank-2r approximation (Theorem 3.1):
-        −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
-    Call it once, after apply_lora(model, rank, alpha=..., rslora=True). A layer without a gradient
-    keeps LoRA's start, and a warning names it. ValueError, with the model unchanged: no LoRA layer,
-    no gradient at all or one not finite, 2r > min(d_in, d_out), an adapter trained or merged.
+        −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ        with one rate η for A and B
+    Call it once, after apply_lora(..., rslora=True), and train without weight decay, which would
+    pull W away from W0. A layer without a gradient keeps LoRA's start, with a warning. ValueError,
+    the model unchanged: no LoRA layer, G zero or not finite, 2r > min(d_in, d_out), B ≠ 0, merged.
     """
     layers = lora_layers(model)
     if not layers:
@@ -286,7 +286,7 @@ def top_singular_vectors(G, k):
             U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     U, V = U[:, :k], V[:, :k]
     largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
-    signs = V.gather(0, largest).sign()  # arbitrary in an SVD, but BA has uᵣ₊ᵢ beside vᵢ
+    signs = V.gather(0, largest).sign()  # free in an SVD, but BA pairs uᵣ₊ᵢ with vᵢ: fix them
     return U * signs, V * signs
 
 
@@ -331,7 +331,7 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions in every optimizer.step(), after any clipping -> a handle to remove() it by."""
     def before_step(optimizer, args, kwargs):
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):
-            raise ValueError("the preconditioner needs an optimizer whose step takes no closure")
+            raise ValueError("the preconditioner needs optimizer.step() without a closure")
         precondition_gradients(model, damping)
 
     return optimizer.register_step_pre_hook(before_step)
@@ -361,8 +361,8 @@ def adapter_state_dict(model):
 def load_adapter(model, state):
     """Puts what adapter_state_dict gave on the untouched base model, in place -> model.
 
-    LoRA layers already there go. What the file holds can train on, the rest is frozen. ValueError,
-    with the model unchanged, if it does not fit, or LoRA layers are merged or LoRA-GA's.
+    LoRA layers already there go. What the file holds can train on, without dropout; the rest is
+    frozen. ValueError, the model unchanged: no fit, or LoRA layers are merged or LoRA-GA's.
     """
     present = lora_layers(model).values()
     if any(layer.merged or layer.lora_B0.any() for layer in present):

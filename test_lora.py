@@ -154,7 +154,12 @@ def test_lora_refuses_packed_and_quantised_weights():
     packed, int8 = nn.Linear(8, 8), nn.Linear(8, 8)
     packed.weight = nn.Parameter(torch.zeros(32, 1))
     int8.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
-    for linear in (packed, int8):
+    class Quantised(nn.Parameter):
+        """As torchao's: it looks like the weight, in its type and shape, and is not."""
+
+    hidden = nn.Linear(8, 8)
+    hidden.weight = Quantised(torch.zeros(8, 8))
+    for linear in (packed, int8, hidden):
         with pytest.raises(ValueError, match="0 has a packed or quantised weight"):
             apply_lora(nn.Sequential(linear, nn.Linear(8, 8)), 2, targets=["0", "1"])
     computed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
