@@ -1,8 +1,8 @@
 """Does the advice from `math` hold elsewhere? Its rates, unchanged, on data that nobody tuned on.
 
 A file of pairs (E2E's form), and Python's code, each also with half, twice and four times the rates
-as a check, and on code with a quarter. Batches of 8, which have as many tokens as the 32 sums of
-`math`.
+as a check, on code with a quarter, and full fine-tuning with less. Batches of 8, which have as many
+tokens as the 32 sums of `math`.
 """
 import train
 from experiments import compare, question
@@ -12,10 +12,12 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "pairs": ("data/e2e_sample.jsonl", PAIRS, (0.5, 1, 2, 4)),
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
+FULL = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
 VARIANTS = {
     f"{name}: {compare.NAMES[method]}": question.Variant(
-        method, [train.PRESETS[method]["lr"] * factor for factor in factors], flags,
-        data=data, own=train.PRESETS[method]["lr"])
+        method, [train.PRESETS[method]["lr"] * factor
+                 for factor in (FULL if method == "full" else factors)],
+        flags, data=data, own=train.PRESETS[method]["lr"])
     for name, (data, flags, factors) in DATA.items() for method in compare.METHODS}
 
 
