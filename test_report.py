@@ -20,7 +20,8 @@ import lora
 import report
 import runs
 import train
-from data.files import InputError
+from data import base
+from data.files import InputError, load_file
 from experiments import (claims, compare, figures, fronts, perturbation, plot, question, robustness,
                          speed, subspaces, sweep, variant)
 from test_lora import ROOT
@@ -28,7 +29,7 @@ from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
-QUESTIONS = ("betas", "diversity", "fronts", "libraries", "links", "longer", "memory",
+QUESTIONS = ("betas", "diversity", "fronts", "frozen", "libraries", "links", "longer", "memory",
              "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "speed",
              "starts", "subspaces", "systems", "targets", "toggles", "transfer")
 
@@ -356,7 +357,7 @@ def row(learned, docs, metric="exact match"):
 
 def test_the_first_seed_chooses_a_rate_that_the_others_go_on_with():
     variants = {"LoRA": question.Variant("lora", (1e-3, 2e-3, 4e-3)),
-                "full": question.Variant("full", (1e-3, 2e-3, 4e-3), own=1e-3)}
+                "full": question.Variant("full", (1e-3, 2e-3, 4e-3), always=(1e-3,))}
     asked = question.Question("asked", variants)
     every = asked.plan(3)
     assert len(every) == 18
@@ -465,6 +466,15 @@ def test_a_frozen_a_stays_as_it_started(tiny, monkeypatch):
         assert torch.equal(factors[f"{name}.lora_A"], layer.lora_A)
         assert factors[f"{name}.lora_B"].any()
     assert result["trainable_params"] == sum(layer.lora_B.numel() for layer in layers.values())
+
+
+def test_with_the_embeddings_frozen_lora_s_layers_alone_are_trained(tiny, monkeypatch):
+    monkeypatch.setattr(train, "build_model", variant.without_embeddings)
+    tiny("--method", "full", "--steps", "2", "--lr", "1e-2", "--out_dir", "o")
+    trained = base.build(load_file("o/model.pt")).state_dict()
+    adapted = {f"{name}.weight" for name in lora.lora_layers(lora.apply_lora(runs.load_base()))}
+    for name, before in runs.load_base().state_dict().items():
+        assert torch.equal(trained[name], before) == (name not in adapted), name
 
 
 def test_starts_have_the_norms_that_they_say():

@@ -11,7 +11,7 @@ PAIRS = {"0.9 0.999": (0.5, 1, 2, 4), "0.9 0.95": compare.AROUND, "0.7 0.8": (0.
 VARIANTS = {
     f"{method}, {pair}": question.Variant(
         method, [train.PRESETS[method]["lr"] * factor for factor in factors],
-        "" if pair == "0.9 0.95" else f"--betas {pair}", own=train.PRESETS[method]["lr"])
+        "" if pair == "0.9 0.95" else f"--betas {pair}", always=(train.PRESETS[method]["lr"],))
     for pair, factors in PAIRS.items() for method in compare.METHODS}
 
 

@@ -183,6 +183,13 @@ def forgotten_at(results, level):
     return statistics.median(rises)
 
 
+def least_forgotten(rates, level):
+    """What had been forgotten at a level, at the rate that forgot least by then -> it, the rate."""
+    rises = {lr: forgotten_at(results, level) for lr, results in rates.items()}
+    lr = min(rises, key=rises.get)
+    return rises[lr], lr
+
+
 def equal_learning(found, methods, levels=(0.5, 0.9)):
     """A Markdown table: what has been forgotten at a level, at the rate that forgot least."""
     lines = ["| method | " + " | ".join(f"at {level:.0%}" for level in levels) + " |",
@@ -190,10 +197,8 @@ def equal_learning(found, methods, levels=(0.5, 0.9)):
     for method in methods:
         cells = [method]
         for level in levels:
-            rises = {lr: forgotten_at(results, level)
-                     for lr, results in at_rates(found, method).items()}
-            lr = min(rises, key=rises.get)
-            cells.append(f"{rises[lr]:.2f} (lr {lr:g})" if rises[lr] < float("inf") else "–")
+            least, lr = least_forgotten(at_rates(found, method), level)
+            cells.append(f"{least:.2f} (lr {lr:g})" if least < float("inf") else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ for data, flags in DATA.items():
             factors = (0.03125, 0.0625, 0.125, *FACTORS)
         VARIANTS[f"{data}: {name}"] = question.Variant(
             method, [lr * factor for factor in factors], flags, data=data,
-            own=lr * LEAST.get(method, 1) if data == "code" else None)
+            always=(lr * LEAST.get(method, 1),) if data == "code" else ())
 
 
 def of_task(found, data):
@@ -48,13 +48,11 @@ def text(found):
                   f"{form.format(level)} |", "|---|---|---|---|---|"]
         for method, rates in tried.items():
             lr, results = compare.best(rates)
-            at_level = {each: compare.forgotten_at(at_rate, level)
-                        for each, at_rate in rates.items()}
-            least = min(at_level, key=at_level.get)
+            least, at_lr = compare.least_forgotten(rates, level)
             lines.append(f"| {compare.NAMES[method]} | {lr} | "
                          f"{compare.spread(results, 'learned', form)} | "
                          f"{compare.spread(results, 'forgotten', '{:.2f}')} | "
-                         f"{at_level[least]:.2f} (lr {least:g}) |")
+                         f"{least:.2f} (lr {at_lr:g}) |")
         lines.append("")
     return "\n".join(lines)
 

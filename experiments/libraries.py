@@ -25,7 +25,7 @@ for method in METHODS:
     VARIANTS[f"{name}, here"] = question.Variant(method, [lr * each for each in compare.AROUND])
     theirs = [lr * each for each in THEIRS.get(method, (1,))]
     VARIANTS[f"{name}, PEFT"] = question.Variant(method, theirs, module="experiments.peft_run",
-                                                 own=lr)
+                                                 always=(lr,))
 VARIANTS["preconditioned, here, δ 0.01"] = question.Variant(
     "riemannian", [train.PRESETS["riemannian"]["lr"]], "--damping 0.01")
 

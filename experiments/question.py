@@ -39,7 +39,7 @@ class Variant:
     flags: str = ""
     module: str = ""  # what runs in place of train.py, with its own flags: experiments.variant ...
     data: str = "math"
-    own: float = None  # a rate that every seed tries, best or not
+    always: tuple = ()  # rates that every seed tries, best or not
 
     def run(self, lr, seed, more=""):
         """The flags of one run, in full, since defaults may change."""
@@ -72,7 +72,7 @@ class Question:
         first = [result for result in self.results(every, rows) if result["seed"] == 0]
         best = {name: compare.best_rate(compare.at_rates(first, name)) for name in self.variants}
         return [flags for flags, (name, lr, _) in every.items()
-                if lr in (best[name], self.variants[name].own)]
+                if lr in (best[name], *self.variants[name].always)]
 
     def results(self, every, rows):
         """The rows of a plan that are there -> dicts of numbers, for experiments.compare's use."""

@@ -1,12 +1,16 @@
-"""LoRA §7.2: is a very small rank enough? s = 1 at every rank, three learning rates each."""
+"""LoRA §7.2: is a very small rank enough? s = 1 at every rank, at least three learning rates each.
+
+With s = 1 a larger rank wants a smaller rate, so that the grid follows it.
+"""
 from experiments import question
 
-DATA = {"math": ("", (2.5e-3, 5e-3, 1e-2)), "code": (question.ON_CODE, (5e-3, 1e-2, 2e-2))}
+RATES = {1: (5e-3, 1e-2, 2e-2), 8: (2.5e-3, 5e-3, 1e-2), 128: (6.25e-4, 1.25e-3, 2.5e-3, 5e-3)}
+DATA = {"math": ("", 1), "code": (question.ON_CODE, 2)}  # on code twice these rates
 VARIANTS = {
     f"{data}: r {rank}": question.Variant(
-        "lora", rates, f"--rank {rank} {flags}" if rank != 8 else flags, data=data)
-    for data, (flags, rates) in DATA.items() for rank in (1, 8, 32, 128)}
-
+        "lora", tuple(times * lr for lr in rates),
+        f"--rank {rank} {flags}" if rank != 8 else flags, data=data)
+    for data, (flags, times) in DATA.items() for rank, rates in RATES.items()}
 
 QUESTION = question.Question("ranks", VARIANTS)
 

@@ -14,7 +14,7 @@ def variant(ratio, rates):
     if ratio == 1:
         return question.Variant("lora", rates)
     return question.Variant("loraplus", rates, "" if ratio == 16 else f"--lr_ratio {ratio}",
-                            own=rates[1])
+                            always=rates[1:2])
 
 
 VARIANTS = {f"ratio {ratio}": variant(ratio, rates) for ratio, rates in RATES.items()}

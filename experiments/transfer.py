@@ -12,25 +12,39 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "pairs": ("data/e2e_sample.jsonl", PAIRS, (0.5, 1, 2, 4)),
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
-FULL = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
-VARIANTS = {
-    f"{name}: {compare.NAMES[method]}": question.Variant(
-        method, [train.PRESETS[method]["lr"] * factor
-                 for factor in (FULL if method == "full" else factors)],
-        flags, data=data, own=train.PRESETS[method]["lr"])
-    for name, (data, flags, factors) in DATA.items() for method in compare.METHODS}
+LOWER = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)  # for full fine-tuning, which forgets less with these
+
+
+def variant(data, flags, method, factors):
+    lr = train.PRESETS[method]["lr"]
+    factors, low = (LOWER, (lr / 8,)) if method == "full" else (factors, ())
+    return question.Variant(method, [lr * factor for factor in factors], flags, data=data,
+                            always=(lr, *low))
+
+
+VARIANTS = {f"{name}: {compare.NAMES[method]}": variant(data, flags, method, factors)
+            for name, (data, flags, factors) in DATA.items() for method in compare.METHODS}
 
 
 def text(found):
     """For each, at the rates of `math` and at the best: does the advice cost anything?"""
-    lines = ["| data: method | loss at math's rate | best loss | at × math's rate |",
-             "|---|---|---|---|"]
-    for name, variant in VARIANTS.items():
-        rates = compare.at_rates(found, name)
-        own = train.PRESETS[variant.method]["lr"]
-        best = compare.best_rate(rates)
-        lines.append(f"| {name} | {compare.spread(rates[own], 'loss', '{:.3f}')} | "
-                     f"{compare.spread(rates[best], 'loss', '{:.3f}')} | {best / own:g} |")
+    lines = []
+    for name in DATA:
+        tried = {method: compare.at_rates(found, f"{name}: {compare.NAMES[method]}")
+                 for method in compare.METHODS}
+        level = max(compare.median(rates[compare.best_rate(rates)], "loss")
+                    for rates in tried.values())  # what all have learned
+        lines += [f"| {name} | loss at math's rate | best loss | at × math's rate | docs loss, "
+                  f"rise in nats | the same at loss {level:.3f} |", "|---|---|---|---|---|---|"]
+        for method, rates in tried.items():
+            own, best = train.PRESETS[method]["lr"], compare.best_rate(rates)
+            least, lr = compare.least_forgotten(rates, level)
+            cells = (compare.NAMES[method], compare.spread(rates[own], "loss", "{:.3f}"),
+                     compare.spread(rates[best], "loss", "{:.3f}"), f"{best / own:g}",
+                     compare.spread(rates[best], "forgotten", "{:.2f}"),
+                     f"{least:.2f} (lr {lr:g})")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -1,8 +1,9 @@
-"""train.py with what only experiments need: other starts, a frozen A, and gradient descent.
+"""train.py with what only experiments need: other starts, other frozen parts, gradient descent.
 
     python -m experiments.variant --start orthonormal --method loraga
     python -m experiments.variant --optimizer sgd --method riemannian --lr 0.3
     python -m experiments.variant --freeze A --method lora --lr 2e-2
+    python -m experiments.variant --freeze embeddings --method full
 """
 import argparse
 import functools
@@ -66,20 +67,31 @@ def without_A(args, device):
     return model
 
 
+def without_embeddings(args, device):
+    """A model of which the weights train that LoRA adapts: no embedding, norm or output layer."""
+    model = own_build_model(args, device)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")))
+    return model
+
+
+FREEZE = {"A": without_A, "embeddings": without_embeddings}
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m experiments.variant", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--start", choices=STARTS, help="of the factors, with --init ga")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
-    parser.add_argument("--freeze", choices=["A"], help="the factor that does not train")
+    parser.add_argument("--freeze", choices=FREEZE, help="LoRA's A, or all that LoRA leaves alone")
     own, rest = parser.parse_known_args()
     if own.start:
         lora.lora_ga_factors = functools.partial(start, own.start)
     if own.optimizer == "sgd":
         train.build_optimizer = with_sgd
     if own.freeze:
-        train.build_model = without_A
+        train.build_model = FREEZE[own.freeze]
     sys.argv = ["train.py", *rest]
     train.main()
 

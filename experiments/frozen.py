@@ -1,0 +1,40 @@
+"""On `code` full fine-tuning trades better than LoRA: is it its rank, or what else it trains?
+
+Full fine-tuning trains the embeddings and the norms as well, and is bound to no rank. If the former
+is the reason, it must fall behind once they are frozen; if the rank is, LoRA must come nearer as
+its rank rises to 128, half of what these layers have.
+"""
+from experiments import compare, question
+
+FULL = (1.875e-4, 3.75e-4, 7.5e-4)
+FREEZE = "experiments.variant --freeze embeddings"
+VARIANTS = {
+    "full fine-tuning": question.Variant("full", FULL, question.ON_CODE, data="code"),
+    "full, embeddings and norms frozen": question.Variant("full", FULL, question.ON_CODE, FREEZE,
+                                                          data="code"),
+    "LoRA, r 8": question.Variant("lora", (2.5e-3, 5e-3, 1e-2), question.ON_CODE, data="code"),
+    "LoRA, r 128": question.Variant("lora", (6.25e-4, 1.25e-3, 2.5e-3, 5e-3),
+                                    f"--rank 128 {question.ON_CODE}", data="code"),
+}
+
+
+def text(found):
+    """At each method's best rate, and what had been forgotten where all have learned as much."""
+    tried = {name: compare.at_rates(found, name) for name in VARIANTS}
+    level = max(compare.median(rates[compare.best_rate(rates)], "learned")
+                for rates in tried.values())
+    lines = [f"| what trains | lr | loss | docs loss, rise in nats | the same at loss {level:.3f} |",
+             "|---|---|---|---|---|"]
+    for name, rates in tried.items():
+        lr, results = compare.best(rates)
+        least, at_lr = compare.least_forgotten(rates, level)
+        lines.append(f"| {name} | {lr} | {compare.spread(results, 'learned', '{:.3f}')} | "
+                     f"{compare.spread(results, 'forgotten', '{:.2f}')} | "
+                     f"{least:.2f} (lr {at_lr:g}) |")
+    return "\n".join(lines)
+
+
+QUESTION = question.Question("frozen", VARIANTS, text=text)
+
+if __name__ == "__main__":
+    question.ask(QUESTION)
