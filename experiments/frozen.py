@@ -23,8 +23,8 @@ def text(found):
     tried = {name: compare.at_rates(found, name) for name in VARIANTS}
     level = max(compare.median(rates[compare.best_rate(rates)], "learned")
                 for rates in tried.values())
-    lines = [f"| what trains | lr | loss | docs loss, rise in nats | the same at loss {level:.3f} |",
-             "|---|---|---|---|---|"]
+    header = "| what trains | lr | loss | docs loss, rise in nats | the same at loss"
+    lines = [f"{header} {level:.3f} |", "|---|---|---|---|---|"]
     for name, rates in tried.items():
         lr, results = compare.best(rates)
         least, at_lr = compare.least_forgotten(rates, level)
