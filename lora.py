@@ -90,7 +90,7 @@ class LoRALinear(nn.Module):
         return self.unmerged_weight is not None
 
     def merge(self):
-        """For inference: puts the effective weight into `linear`, and keeps W0 too. Idempotent."""
+        """For inference: puts the effective weight into `linear`, whose own is kept. Idempotent."""
         if not self.merged:
             effective = nn.Parameter(self.weight, requires_grad=False)
             self.unmerged_weight = self.linear.weight  # kept: (W0 + s·BA) − s·BA rounds
@@ -194,7 +194,7 @@ def lora_plus_groups(model, lr, ratio=16.0):
     A step of Adam moves each entry by about its rate. As ∇A follows x, ΔA·x adds up n = d_in terms;
     ΔB·(Ax) has only r. For both to learn as n grows, η_A = Θ(1/n) and η_B = Θ(1) (Theorem 1): no
     shared rate does, a constant ratio only delays the failure. The default 16 is the paper's for
-    A = 0 and random B; for B = 0, as here, it found 4 to 8 (§5.3; with Llama 2 to 4). 1 is LoRA.
+    A = 0 and random B; for B = 0, as here, it found 4 to 8 (§5.3; 2 to 4 with Llama). 1 is LoRA.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -218,7 +218,7 @@ def lora_ga_factors(G, rank, gamma=16.0):
 
 
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
-    """LoRA-GA: starts A and B along the gradient; the model stays, but for dropout and rounding.
+    """LoRA-GA: starts A and B along the gradient; the outputs stay, but for dropout and rounding.
 
     G sums the gradients of the batches, any iterable; loss_fn(model, batch) -> a scalar tensor.
     Each layer starts from `lora_ga_factors`, with s·BA taken out of its frozen weight. A small

@@ -190,6 +190,14 @@ def least_forgotten(rates, level):
     return rises[lr], lr
 
 
+def trade(rates, level, form):
+    """Cells of a table: the best rate, learned and forgotten there, forgotten at a level."""
+    lr, results = best(rates)
+    least, at_lr = least_forgotten(rates, level)
+    return [lr, spread(results, "learned", form), spread(results, "forgotten", "{:.2f}"),
+            f"{least:.2f} (lr {at_lr:g})"]
+
+
 def equal_learning(found, methods, levels=(0.5, 0.9)):
     """A Markdown table: what has been forgotten at a level, at the rate that forgot least."""
     lines = ["| method | " + " | ".join(f"at {level:.0%}" for level in levels) + " |",

@@ -47,12 +47,8 @@ def text(found):
         lines += [f"| {data} | lr | {metric} | docs loss, rise in nats | the same at {metric} "
                   f"{form.format(level)} |", "|---|---|---|---|---|"]
         for method, rates in tried.items():
-            lr, results = compare.best(rates)
-            least, at_lr = compare.least_forgotten(rates, level)
-            lines.append(f"| {compare.NAMES[method]} | {lr} | "
-                         f"{compare.spread(results, 'learned', form)} | "
-                         f"{compare.spread(results, 'forgotten', '{:.2f}')} | "
-                         f"{least:.2f} (lr {at_lr:g}) |")
+            cells = [compare.NAMES[method], *compare.trade(rates, level, form)]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 

@@ -26,11 +26,7 @@ def text(found):
     header = "| what trains | lr | loss | docs loss, rise in nats | the same at loss"
     lines = [f"{header} {level:.3f} |", "|---|---|---|---|---|"]
     for name, rates in tried.items():
-        lr, results = compare.best(rates)
-        least, at_lr = compare.least_forgotten(rates, level)
-        lines.append(f"| {name} | {lr} | {compare.spread(results, 'learned', '{:.3f}')} | "
-                     f"{compare.spread(results, 'forgotten', '{:.2f}')} | "
-                     f"{least:.2f} (lr {at_lr:g}) |")
+        lines.append("| " + " | ".join([name, *compare.trade(rates, level, "{:.3f}")]) + " |")
     return "\n".join(lines)
 
 
