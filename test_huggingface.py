@@ -14,7 +14,7 @@ import runs
 import sample
 import train
 from data import base, tokenizer
-from data.files import load_file, save
+from data.files import InputError, load_file, save
 from huggingface import export_peft, load_gpt2, load_peft, merge_and_save
 from model import GPT, GPTConfig
 
@@ -371,6 +371,18 @@ def test_bad_input_to_the_small_commands_is_one_sentence_and_exit_code_2(tmp_pat
         error = result.stderr
         assert error.count("\n") == 1 and "Traceback" not in error, error
         assert result.returncode == 2, error
+
+
+@pytest.mark.parametrize("name, of_gpt2, of_another", [
+    ("vocab.json", '{"Ġthe": 262}', '{"Ġthe": 2620}'),
+    ("tokenizer.json", '{"model": {"vocab": {"\\u0120the":262}}}', '{"model": {"vocab": []}}')])
+def test_a_gpt2_of_another_vocabulary_is_not_read_with_gpt2s(tmp_path, name, of_gpt2, of_another):
+    for checkpoint in (tmp_path, tmp_path / "model.safetensors"):
+        (tmp_path / name).write_text(of_gpt2, encoding="utf-8")
+        tokenizer.check_gpt2s(checkpoint)
+        (tmp_path / name).write_text(of_another, encoding="utf-8")
+        with pytest.raises(InputError, match=f"{name} is not GPT-2's vocabulary"):
+            runs.load_base(str(checkpoint))
 
 
 def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_tokens():

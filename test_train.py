@@ -335,6 +335,17 @@ def test_bugs_keep_their_traceback_and_what_a_user_can_mend_is_a_sentence(monkey
         train.main()
     assert "can't allocate memory" in capsys.readouterr().err
 
+    def without_a_compiler(*_):
+        changes = {"cpp.cxx": (None, "/no/compiler"), "force_disable_caches": True}
+        with torch._inductor.config.patch(changes):
+            torch.compile(torch.sin)(torch.ones(3))
+
+    monkeypatch.setattr(train, "train", without_a_compiler)
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2
+    assert "--compile does not work on this machine: " in capsys.readouterr().err
+
 
 def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
     def fail(*args, **options):

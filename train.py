@@ -313,9 +313,12 @@ def main():
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         parser.error(str(error).partition("\n")[0] or "out of memory")
     except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            parser.error(f"--compile does not work on this machine: {reason}")
         if PROCESSES == 1 and "allocate memory" not in str(error):
             raise  # a mistake in the code, not a process that died or a CPU without memory
-        parser.error(f"process {PROCESS} stopped: {str(error).partition(chr(10))[0]}")
+        parser.error(f"process {PROCESS} stopped: {reason}")
 
 
 if __name__ == "__main__":

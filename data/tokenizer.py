@@ -4,6 +4,7 @@
 """
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 import tiktoken
@@ -36,6 +37,17 @@ def load(name="nanolora"):
     lines = (line.split() for line in contents.splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     return tiktoken.Encoding("nanolora", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def check_gpt2s(checkpoint):
+    """InputError if a tokenizer's file lies by a checkpoint and is of another than GPT-2's own."""
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
+    for path in (folder / "vocab.json", folder / "tokenizer.json"):
+        if path.is_file():
+            the = re.search(r'"(Ġ|\\u0120)the": ?262\b', path.read_text(encoding="utf-8"))
+            if not the:  # token 262, " the", as these files write it
+                raise InputError(f"{path} is not GPT-2's vocabulary, the only one that "
+                                 "--init_from reads text with")
 
 
 def train(text):
