@@ -26,10 +26,9 @@ def text(found):
             if not rates:
                 cells.append("not run")
                 continue
-            lr = compare.best_rate(rates)
-            cells.append(f"{compare.median(rates[lr], 'learned'):.1%} for "
-                         f"{compare.median(rates[lr], 'forgotten'):.2f} nats "
-                         f"(lr {lr:g}, seeds: {len(rates[lr])})")
+            lr, results = compare.best(rates)
+            cells.append(f"{compare.spread(results, 'learned', '{:.1%}')} for "
+                         f"{compare.median(results, 'forgotten'):.2f} nats, lr {lr}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -41,7 +40,7 @@ def draw(found):
                 if result["method"].endswith(pair)]
         compare.learned_against_forgotten(panel, mine, compare.METHODS)
         curves.in_percent(panel)
-        panel.set(title=f"betas ({pair.replace(' ', ', ')})", xlim=(0.2, 30))
+        panel.set(title=f"betas ({pair.replace(' ', ', ')})", xlim=(0.07, 40))
     curves.name_lines(figure, panels[1], columns=len(compare.METHODS))
     return figure
 

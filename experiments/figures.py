@@ -140,10 +140,10 @@ def conditioning():
                                                (curves.LOOKS[1], curves.LOOKS[0])):
             panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
                        markersize=8, label=f"{name} gradient descent")
-        panel.set(xscale="log", yscale="log", xlabel=xlabel, ylim=(2, 1000))
+        panel.set(xscale="log", yscale="log", xlabel=xlabel, ylim=(2, 10000))
         panel.set_xticks(x, [f"{value:g}" for value in x])
         panel.set_xticks([], minor=True)
-        panel.set_yticks([10, 100, 1000], ["10", "100", "1000"])
+        panel.set_yticks([10, 100, 1000, 10000], ["10", "100", "1,000", "10,000"])
     panels[0].set_ylabel("steps to error 1e-6")
     curves.name_lines(figure, panels[0], columns=2)
     return figure
