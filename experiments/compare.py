@@ -144,11 +144,11 @@ def spread(results, name, form):
     return f"{text} ({form.format(min(values))} to {form.format(max(values))})"
 
 
-def table(found, methods):
-    """A Markdown table: each method at its best rate."""
+def table(found, methods, sizes=True):
+    """A Markdown table: each method at its best rate, and, with `sizes`, what it takes."""
     metric = found[0]["metric"]
     form = "{:.1%}" if metric == "exact match" else "{:.3f}"
-    header = ("method", "lr", metric, "docs loss, rise in nats", "trained", "optimizer")
+    header = ["method", "lr", metric, "forgotten, nats"] + ["trained", "optimizer"] * sizes
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     edges = []
     for method in methods:
@@ -159,9 +159,11 @@ def table(found, methods):
         if len(rates) > 2 and best in (min(rates), max(rates)):  # of two, each is at an edge
             edges.append(method)
         mine = rates[best]
-        cells = (method, f"{best:g}", spread(mine, "learned", form),
-                 spread(mine, "forgotten", "{:.2f}"), f"{median(mine, 'trained'):,.0f}",
-                 f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB")
+        cells = [method, f"{best:g}", spread(mine, "learned", form),
+                 spread(mine, "forgotten", "{:.2f}")]
+        if sizes:
+            cells.append(f"{median(mine, 'trained'):,.0f}")
+            cells.append(f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB")
         lines.append("| " + " | ".join(cells) + " |")
     if edges:
         lines += ["", f"Best at the edge of the rates that were tried, so perhaps better beyond: "
@@ -268,8 +270,8 @@ def compare(args, given):
            f"{args.seeds} seeds (and their range), each method at its best learning rate\n\n" \
            f"{table(found, methods)}\n"
     if found[0]["metric"] == "exact match":
-        text += "\nThe docs loss's rise when that much was first learned, at the learning rate " \
-                f"that forgot least\n\n{equal_learning(found, methods)}\n"
+        text += "\nWhat had been forgotten when that much was first learned, at the rate that " \
+                f"forgot least\n\n{equal_learning(found, methods)}\n"
     with replace_file(out / "table.md") as file:
         file.write(text.encode())
     print(f"\n{text}")

@@ -44,7 +44,7 @@ def text(found):
         tried = of_task(found, data)
         level, metric = common_level(tried), metric_of(tried)
         form = "{:.1%}" if metric == "exact match" else "{:.3f}"
-        lines += [f"| {data} | lr | {metric} | docs loss, rise in nats | the same at {metric} "
+        lines += [f"| {data} | lr | {metric} | forgotten, nats | forgotten at {metric} "
                   f"{form.format(level)} |", "|---|---|---|---|---|"]
         for method, rates in tried.items():
             cells = [compare.NAMES[method], *compare.trade(rates, level, form)]

@@ -6,15 +6,17 @@ its rank rises to 128, half of what these layers have.
 """
 from experiments import compare, question
 
-FULL = (1.875e-4, 3.75e-4, 7.5e-4)
+FULL = (1.875e-4, 3.75e-4, 7.5e-4, 1.5e-3)
 FREEZE = "experiments.variant --freeze embeddings"
 VARIANTS = {
     "full fine-tuning": question.Variant("full", FULL, question.ON_CODE, data="code"),
     "full, embeddings and norms frozen": question.Variant("full", FULL, question.ON_CODE, FREEZE,
-                                                          data="code"),
-    "LoRA, r 8": question.Variant("lora", (2.5e-3, 5e-3, 1e-2), question.ON_CODE, data="code"),
+                                                          data="code", always=FULL[1:3]),
+    "LoRA, r 8": question.Variant("lora", (2.5e-3, 5e-3, 1e-2, 2e-2), question.ON_CODE,
+                                  data="code"),
     "LoRA, r 128": question.Variant("lora", (6.25e-4, 1.25e-3, 2.5e-3, 5e-3),
-                                    f"--rank 128 {question.ON_CODE}", data="code"),
+                                    f"--rank 128 {question.ON_CODE}", data="code",
+                                    always=(1.25e-3,)),
 }
 
 
@@ -23,7 +25,7 @@ def text(found):
     tried = {name: compare.at_rates(found, name) for name in VARIANTS}
     level = max(compare.median(rates[compare.best_rate(rates)], "learned")
                 for rates in tried.values())
-    header = "| what trains | lr | loss | docs loss, rise in nats | the same at loss"
+    header = "| what trains | lr | loss | forgotten, nats | forgotten at loss"
     lines = [f"{header} {level:.3f} |", "|---|---|---|---|---|"]
     for name, rates in tried.items():
         lines.append("| " + " | ".join([name, *compare.trade(rates, level, "{:.3f}")]) + " |")

@@ -50,7 +50,7 @@ def first_steps():
 
 
 def text(found):
-    table, rows = compare.table(found, list(VARIANTS)), sweep.read(COSINES)
+    table, rows = compare.table(found, list(VARIANTS), sizes=False), sweep.read(COSINES)
     if not rows:
         return table
     lines = ["| LoRA-GA's first step | median cosine with the gradient | least | most |",

@@ -101,7 +101,7 @@ class Question:
         of_metric = {}
         for result in found:
             of_metric.setdefault(result["metric"], []).append(result)
-        return "\n\n".join(compare.table(results, list(self.variants))
+        return "\n\n".join(compare.table(results, list(self.variants), sizes=False)
                            for results in of_metric.values())
 
     def quick(self):

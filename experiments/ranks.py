@@ -4,12 +4,15 @@ With s = 1 a larger rank wants a smaller rate, so that the grid follows it.
 """
 from experiments import question
 
-RATES = {1: (5e-3, 1e-2, 2e-2), 8: (2.5e-3, 5e-3, 1e-2), 128: (6.25e-4, 1.25e-3, 2.5e-3, 5e-3)}
+RATES = {1: (5e-3, 1e-2, 2e-2), 8: (2.5e-3, 5e-3, 1e-2), 32: (1.25e-3, 2.5e-3, 5e-3),
+         128: (6.25e-4, 1.25e-3, 2.5e-3, 5e-3)}
 DATA = {"math": ("", 1), "code": (question.ON_CODE, 2)}  # on code twice these rates
+ALWAYS = {"math: r 128": (6.25e-4,)}  # learns as much there as rank 8, for less forgotten
 VARIANTS = {
     f"{data}: r {rank}": question.Variant(
         "lora", tuple(times * lr for lr in rates),
-        f"--rank {rank} {flags}" if rank != 8 else flags, data=data)
+        f"--rank {rank} {flags}" if rank != 8 else flags, data=data,
+        always=ALWAYS.get(f"{data}: r {rank}", ()))
     for data, (flags, times) in DATA.items() for rank, rates in RATES.items()}
 
 QUESTION = question.Question("ranks", VARIANTS)

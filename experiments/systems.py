@@ -31,7 +31,7 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
 
 
 def text(found):
-    lines = ["| system | lr | learned: exact match | forgotten: docs loss, rise in nats | trained "
+    lines = ["| system | lr | learned: exact match | forgotten, nats | trained "
              "| seconds per step |", "|---|---|---|---|---|---|"]
     for name in VARIANTS:
         lr, results = compare.best(compare.at_rates(found, name))

@@ -13,13 +13,14 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
 LOWER = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)  # for full fine-tuning, which forgets less with these
+ALWAYS = {"full": (0.0625, 0.125, 0.25, 1), "loraplus": (0.5, 1)}  # what every seed has, or else 1
 
 
 def variant(data, flags, method, factors):
     lr = train.PRESETS[method]["lr"]
-    factors, low = (LOWER, (lr / 8,)) if method == "full" else (factors, ())
+    factors = LOWER if method == "full" else factors
     return question.Variant(method, [lr * factor for factor in factors], flags, data=data,
-                            always=(lr, *low))
+                            always=[lr * factor for factor in ALWAYS.get(method, (1,))])
 
 
 VARIANTS = {f"{name}: {compare.NAMES[method]}": variant(data, flags, method, factors)
@@ -34,8 +35,8 @@ def text(found):
                  for method in compare.METHODS}
         level = max(compare.median(rates[compare.best_rate(rates)], "loss")
                     for rates in tried.values())  # what all have learned
-        lines += [f"| {name} | loss at math's rate | best loss | at × math's rate | docs loss, "
-                  f"rise in nats | the same at loss {level:.3f} |", "|---|---|---|---|---|---|"]
+        lines += [f"| {name} | loss at math's rate | best loss | at × math's rate | forgotten, "
+                  f"nats | forgotten at loss {level:.3f} |", "|---|---|---|---|---|---|"]
         for method, rates in tried.items():
             own, best = train.PRESETS[method]["lr"], compare.best_rate(rates)
             least, lr = compare.least_forgotten(rates, level)
