@@ -23,7 +23,7 @@ import train
 from data import base
 from data.files import InputError, load_file
 from experiments import (claims, compare, figures, fronts, perturbation, plot, question, robustness,
-                         speed, subspaces, sweep, variant)
+                         speed, subspaces, sweep, trained, variant)
 from test_lora import ROOT
 from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
@@ -350,6 +350,55 @@ def test_a_question_runs_what_is_missing_and_goes_on(tmp_path, monkeypatch, caps
     assert "2 of 2 runs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_has_a_table_and_a_figure_of_a_quick_look(name, tmp_path):
+    """Nothing is learned in four steps, and one rate of each variant is tried."""
+    asked = importlib.import_module(f"experiments.{name}").QUESTION
+    if not isinstance(asked, question.Question):
+        return
+    quick = asked.quick()
+    every = quick.plan(1, question.QUICK)
+    nothing = {**dict.fromkeys(compare.NUMBERS, "1"), "learned": "0.0",
+               "path": "0:0.0:3.0 4:0.0:3.0"}
+    on_math = {flags: "--data math" in flags for flags in every}
+    rows = {flags: {**nothing, "metric": "exact match" if on_math[flags] else "loss"}
+            for flags in every}
+    found = quick.results(every, rows)
+    assert all(each["learned"] == (1 if each["metric"] == "loss" else 0) for each in found)
+    assert quick.table(found).count("|") > 20
+    if quick.draw and curves.available():
+        curves.write(quick.draw(found), tmp_path / "figure.svg")
+
+
+def test_a_run_that_lacks_only_its_row_gets_it_and_is_not_made_again(tmp_path, monkeypatch, tiny):
+    tiny("--steps", "2", "--out_dir", "o")
+    monkeypatch.setattr(sweep.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
+    made = sweep.run("--steps 2", Path("o"), threads=1)
+    monkeypatch.setattr(sweep, "run", lambda *_: {**made, "learned": 0.0})
+    [swept] = sweep.sweep(["--steps 2"], tmp_path / "rows.csv", jobs=1).values()
+    assert swept["learned"] == "0.0"  # as it is read the next time, and not without a number
+    assert compare.outcome(swept, swept["metric"])["learned"] == 0
+
+
+def test_a_run_is_begun_anew_where_a_checkpoint_does_not_hold_all_of_it():
+    for flags, how in (("--method lora", "--resume"), ("-m experiments.variant", "--resume"),
+                       ("-m exercises.train ex08", "--overwrite"),
+                       ("-m experiments.peft_run --method loraga", "--overwrite")):
+        assert sweep.how_to_go_on(flags) == how
+
+
+def test_what_is_missing_is_a_sentence_and_not_an_empty_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(question, "RESULTS", tmp_path)
+    for name in ("diversity", "frozen"):
+        asked = importlib.import_module(f"experiments.{name}")
+        monkeypatch.setattr("sys.argv", [name, "--stored"])
+        with pytest.raises(SystemExit) as stop:
+            (trained.ask if name == "diversity" else question.ask)(asked.QUESTION)
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match="has no runs yet"):
+        compare.best_rate({})
+
+
 def row(learned, docs, metric="exact match"):
     return {"metric": metric, "learned": str(learned), "docs": str(docs), "docs_before": "0",
             "loss": "1", "path": "0:0.0:0.0"}
@@ -406,14 +455,19 @@ def test_a_front_keeps_what_no_other_point_beats():
     losses = [path("loss", (4, 3), (2, 4), (2.5, 3.5), (2.4, 5))]
     assert fronts.front(losses) == [(0.5, 2.5), (1, 2)]
     assert compare.forgotten_at(losses, 2.5) == 1 and compare.forgotten_at(paths, 0.9) == 4.5
+    tried = {1e-3: losses * 2}
+    assert compare.at_level(tried, 2.5) == "1.00 (lr 0.001)" and compare.at_level(tried, 1) == "–"
+    tried[2e-3] = [path("loss", (4, 3), (2, 3.5))]  # lucky, perhaps
+    assert compare.at_level(tried, 2.5) == "0.50 (lr 0.002, 1 of 2 seeds)"
 
 
 def test_the_usable_rates_are_those_around_the_best():
     """Neighbours only: a rate beyond a bad one does not count."""
     losses = {1e-3: 1.2, 3e-3: 2.0, 1e-2: 1.05, 3e-2: 1.0, 0.1: 1.15, 0.3: 9.0}
     found = [{**result("one", lr, 0.5), "loss": loss} for lr, loss in losses.items()]
-    assert robustness.usable(found, "one", 1.1) == (1.0, 3e-2, 3e-2 / 1e-2)
-    assert robustness.usable(found, "one", 1.25) == (1.0, 3e-2, 0.1 / 1e-2)
+    assert robustness.usable(found, "one", 1.1) == (1.0, 3e-2, "× 3")
+    assert robustness.usable(found, "one", 1.25) == (1.0, 3e-2, "× 10")
+    assert robustness.usable(found, "one", 2) == (1.0, 3e-2, "≥ × 100")  # perhaps lower ones too
 
 
 def test_speed_is_the_first_step_seen_above_a_level():

@@ -12,27 +12,21 @@ ALWAYS = {"0.7 0.8": (0.5, 1)}  # times a method's rate: what every seed has, be
 VARIANTS = {
     f"{method}, {pair}": question.Variant(
         method, [train.PRESETS[method]["lr"] * factor for factor in factors],
-        "" if pair == "0.9 0.95" else f"--betas {pair}",
+        question.flag("betas", pair, "0.9 0.95"),
         always=[train.PRESETS[method]["lr"] * factor for factor in ALWAYS.get(pair, (1,))])
     for pair, factors in PAIRS.items() for method in compare.METHODS}
 
 
 def text(found):
     """A row a method, a column a pair: the best rate, what was learned and forgotten there."""
-    lines = ["| method | " + " | ".join(f"betas {pair}" for pair in PAIRS) + " |",
-             "|---" * (len(PAIRS) + 1) + "|"]
-    for method in compare.METHODS:
-        cells = [compare.NAMES[method]]
-        for pair in PAIRS:
-            rates = compare.at_rates(found, f"{method}, {pair}")
-            if not rates:
-                cells.append("not run")
-                continue
-            lr, results = compare.best(rates)
-            cells.append(f"{compare.spread(results, 'learned', '{:.1%}')} for "
-                         f"{compare.median(results, 'forgotten'):.2f} nats, lr {lr}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    def cell(method, pair):
+        lr, results = compare.best(compare.at_rates(found, f"{method}, {pair}"))
+        return f"{compare.spread(results, 'learned', '{:.1%}')} for " \
+               f"{compare.median(results, 'forgotten'):.2f} nats, lr {lr}"
+
+    rows = [[compare.NAMES[method], *(cell(method, pair) for pair in PAIRS)]
+            for method in compare.METHODS]
+    return compare.markdown(["method", *(f"betas {pair}" for pair in PAIRS)], rows)
 
 
 def draw(found):
@@ -42,7 +36,10 @@ def draw(found):
                 if result["method"].endswith(pair)]
         compare.learned_against_forgotten(panel, mine, compare.METHODS)
         curves.in_percent(panel)
-        panel.set(title=f"betas ({pair.replace(' ', ', ')})", xlim=(0.07, 40))
+        panel.set(title=f"betas ({pair.replace(' ', ', ')})")
+    low, high = zip(*(panel.get_xlim() for panel in panels))
+    for panel in panels:
+        panel.set_xlim(min(low), max(high))  # one scale for all
     curves.name_lines(figure, panels[1], columns=len(compare.METHODS))
     return figure
 

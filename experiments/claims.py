@@ -293,10 +293,16 @@ def best_ratio(toy, seed, step):
     return best["lr_B"] / best["lr_A"]
 
 
-def largest_stable(toy, factor):
-    """The largest learning rate of a factor with which some run of each seed is better than 1."""
-    return min(max(row[factor] for row in toy if row["seed"] == seed and row["loss"] < 1)
-               for seed in range(3))
+def largest_that_learns(toy, factor, loss=0.1):
+    """The largest rate of a factor at which each seed has a run that ends below a loss; the answer
+    zero has a sixth."""
+    ends = [row for row in toy if row["step"] == 200 and row["loss"] < loss]
+    return min(max(column(ends, factor, seed=seed)) for seed in range(3))
+
+
+def only_plain_slows_down(plain, scaled):
+    """From the least condition number to the largest."""
+    return scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0]
 
 
 def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
@@ -311,7 +317,7 @@ def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
            numbers(constant), constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
     yield ("a ratio in proportion to n cures it", "LoRA+ thm. 1", numbers(linear),
            max(linear) < 1.5 * min(linear))
-    bears = largest_stable(toy, "lr_A"), largest_stable(toy, "lr_B")
+    bears = largest_that_learns(toy, "lr_A"), largest_that_learns(toy, "lr_B")
     yield ("in the toy, B bears larger learning rates than A", "LoRA+ §2, fig. 2",
            f"the largest that learn: η_A {bears[0]:g}, η_B {bears[1]:g}", bears[1] > 9 * bears[0])
     ratios = [[best_ratio(toy, seed, step) for seed in range(3)] for step in (10, 200)]
@@ -332,18 +338,18 @@ def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
     yield ("preconditioned descent does not slow down with the condition number", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} at κ = "
            f"{numbers(CONDITIONS + LARGER_CONDITIONS)}",
-           scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0])
+           only_plain_slows_down(plain, scaled))
     far_from = {"case": "random start"}
     plain, scaled = ([statistics.median(column(conditioning, name, value=kappa, **far_from))
                       for kappa in CONDITIONS] for name in ("plain", "preconditioned"))
     yield ("nor does it from a small random start", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} (10000: or more)",
-           scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0])
+           only_plain_slows_down(plain, scaled))
     plain, scaled = (column(network, name) for name in ("plain", "preconditioned"))
     yield ("nor in a two-layer ReLU network", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} at κ = "
            f"{numbers(column(network, 'condition'))}",
-           scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0])
+           only_plain_slows_down(plain, scaled))
     plain, scaled = (column(conditioning, name, case="unbalanced start")
                      for name in ("plain", "preconditioned"))
     yield ("preconditioned descent does not see how BA is split into t·B and A/t", "Riemannian §3",

@@ -12,13 +12,10 @@ rate is, of those within 2 % of the most that it learned, the one that forgot le
 """
 import argparse
 import math
-import os
 import shlex
 import statistics
 import sys
 from pathlib import Path
-
-import torch
 
 import curves
 import train
@@ -30,7 +27,8 @@ NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "lorag
          "riemannian": "preconditioned"}
 METHODS = tuple(NAMES)
 AROUND = (0.5, 1, 2)  # times a method's own learning rate
-CHANCE = 0.02  # so much more of the questions, or of the loss, is no reason to prefer a rate
+TOLERANCE = 0.02  # so much more of the questions, or of the loss, is no reason to prefer a rate
+FORMS = {"exact match": "{:.1%}", "loss": "{:.3f}"}  # how a metric is told
 NUMBERS = ("learned", "loss", "docs_before", "docs", "trained", "optimizer_bytes", "seconds",
            "early")
 OWN = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite",  # set here,
@@ -113,26 +111,44 @@ def median(results, name):
     return statistics.median(result[name] for result in results)
 
 
+def better(metric):
+    """Whether more of a metric is better, or less -> max or min."""
+    return max if metric == "exact match" else min
+
+
 def best_rate(rates):
-    """Of the rates at which the median seed has learned most, but for CHANCE, the one that has
+    """Of the rates at which the median seed has learned most, but for TOLERANCE, the one that has
     forgotten least; a rate that some seeds did not try is left out."""
+    if not rates:
+        raise InputError("a part of the table has no runs yet: without --stored they are made")
     seeds = max(len(results) for results in rates.values())
     rates = {lr: results for lr, results in rates.items() if len(results) == seeds}
     medians = {lr: median(results, "learned") for lr, results in rates.items()}
     if next(iter(rates.values()))[0]["metric"] == "exact match":
         most = max(medians.values())
-        equals = [lr for lr in rates if medians[lr] >= most - CHANCE]
+        equals = [lr for lr in rates if medians[lr] >= most - TOLERANCE]
     else:
         least = min(medians.values())
-        equals = [lr for lr in rates if medians[lr] <= least * (1 + CHANCE)]
+        equals = [lr for lr in rates if medians[lr] <= least * (1 + TOLERANCE)]
     return min(equals, key=lambda lr: median(rates[lr], "forgotten"))
+
+
+def at_edge(rates, lr):
+    """Whether a rate is the lowest or the highest that was tried; of two, each is."""
+    return len(rates) > 2 and lr in (min(rates), max(rates))
 
 
 def best(rates):
     """The best rate in words, and its results -> ("0.01 (edge)", [result of each seed])."""
     lr = best_rate(rates)
-    edge = " (edge)" if len(rates) > 1 and lr in (min(rates), max(rates)) else ""
-    return f"{lr:g}{edge}", rates[lr]
+    return f"{lr:g}{' (edge)' * at_edge(rates, lr)}", rates[lr]
+
+
+def common_level(tried):
+    """What all of {name: {lr: results}} have learned, each at its best rate, in the median."""
+    at_best = [rates[best_rate(rates)] for rates in tried.values()]
+    worse = min if better(at_best[0][0]["metric"]) is max else max
+    return worse(median(results, "learned") for results in at_best)
 
 
 def spread(results, name, form):
@@ -144,43 +160,48 @@ def spread(results, name, form):
     return f"{text} ({form.format(min(values))} to {form.format(max(values))})"
 
 
+def markdown(header, rows):
+    """A table in Markdown, from cells of text; rows of as many as the header has."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
 def table(found, methods, sizes=True):
     """A Markdown table: each method at its best rate, and, with `sizes`, what it takes."""
     metric = found[0]["metric"]
-    form = "{:.1%}" if metric == "exact match" else "{:.3f}"
     header = ["method", "lr", metric, "forgotten, nats"] + ["trained", "optimizer"] * sizes
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    edges = []
+    lines, edges = [], []
     for method in methods:
         rates = at_rates(found, method)
         if not rates:
             continue
-        best = best_rate(rates)
-        if len(rates) > 2 and best in (min(rates), max(rates)):  # of two, each is at an edge
+        lr = best_rate(rates)
+        if at_edge(rates, lr):
             edges.append(method)
-        mine = rates[best]
-        cells = [method, f"{best:g}", spread(mine, "learned", form),
+        mine = rates[lr]
+        cells = [method, f"{lr:g}", spread(mine, "learned", FORMS[metric]),
                  spread(mine, "forgotten", "{:.2f}")]
         if sizes:
             cells.append(f"{median(mine, 'trained'):,.0f}")
             cells.append(f"{median(mine, 'optimizer_bytes') / 1e6:.1f} MB")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
+    text = markdown(header, lines)
     if edges:
-        lines += ["", f"Best at the edge of the rates that were tried, so perhaps better beyond: "
-                      f"{'; '.join(edges)}."]
-    return "\n".join(lines)
+        text += "\n\nBest at the edge of the rates that were tried, so perhaps better beyond: " \
+                f"{'; '.join(edges)}."
+    return text
 
 
-def reached(metric, level, name):
-    return metric >= level if name == "exact match" else metric <= level
+def reached(value, level, metric):
+    return value >= level if better(metric) is max else value <= level
 
 
 def forgotten_at(results, level):
     """The median over seeds of the docs loss's rise when the metric first reached a level."""
     rises = []
     for result in results:
-        rises_there = (docs - result["docs_before"] for _, metric, docs in result["path"]
-                       if reached(metric, level, result["metric"]))
+        rises_there = (docs - result["docs_before"] for _, value, docs in result["path"]
+                       if reached(value, level, result["metric"]))
         rises.append(next(rises_there, float("inf")))
     return statistics.median(rises)
 
@@ -192,25 +213,28 @@ def least_forgotten(rates, level):
     return rises[lr], lr
 
 
-def trade(rates, level, form):
+def at_level(rates, level):
+    """A cell: what had been forgotten at a level, at the rate that forgot least by then."""
+    least, lr = least_forgotten(rates, level)
+    if least == float("inf"):
+        return "–"
+    seeds, most = len(rates[lr]), max(map(len, rates.values()))
+    few = f", {seeds} of {most} seeds" if seeds < most else ""
+    return f"{least:.2f} (lr {lr:g}{few})"
+
+
+def trade(rates, level):
     """Cells of a table: the best rate, learned and forgotten there, forgotten at a level."""
     lr, results = best(rates)
-    least, at_lr = least_forgotten(rates, level)
-    return [lr, spread(results, "learned", form), spread(results, "forgotten", "{:.2f}"),
-            f"{least:.2f} (lr {at_lr:g})"]
+    return [lr, spread(results, "learned", FORMS[results[0]["metric"]]),
+            spread(results, "forgotten", "{:.2f}"), at_level(rates, level)]
 
 
 def equal_learning(found, methods, levels=(0.5, 0.9)):
     """A Markdown table: what has been forgotten at a level, at the rate that forgot least."""
-    lines = ["| method | " + " | ".join(f"at {level:.0%}" for level in levels) + " |",
-             "|---" * (len(levels) + 1) + "|"]
-    for method in methods:
-        cells = [method]
-        for level in levels:
-            least, lr = least_forgotten(at_rates(found, method), level)
-            cells.append(f"{least:.2f} (lr {lr:g})" if least < float("inf") else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [[method, *(at_level(at_rates(found, method), level) for level in levels)]
+            for method in methods]
+    return markdown(["method", *(f"at {level:.0%}" for level in levels)], rows)
 
 
 def learned_by_rate(panel, found, methods):
@@ -294,15 +318,13 @@ def main():
     add("--lrs", nargs="+", type=number(float, 1e-12, 1e36), metavar="LR", help="the learning "
         "rates to try; else each method's own default, its half and its double")
     add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
-    add("--jobs", type=number(int, 1), help="runs side by side; as many as there are cores, or 1 "
-        "with CUDA")
+    sweep.add_jobs(parser)
     add("--out", metavar="DIR", help="where the results go; out/compare-<data> without it")
     args, given = parser.parse_known_args()
     print_anywhere()
     given = [word for each in given  # --rank=4 is --rank 4
              for word in (each.split("=", 1) if each.startswith("--") else [each])]
     args.methods = list(dict.fromkeys(args.methods))
-    args.jobs = args.jobs or (1 if torch.cuda.is_available() else os.cpu_count())
     for word in given:
         if word in OWN:
             parser.error(f"{word} is set by the comparison itself")

@@ -16,6 +16,7 @@ QUESTIONS, ANSWERS = 20, 50
 RUNS = {(method, seed): (variant, seed, "") for seed in trained.SEEDS
         for method, variant in (("full", trained.FULL), ("lora", trained.LORA))}
 NAMES = {"base": "base", **compare.NAMES}
+COUNTS = ("different", "wrong", "pairs", "alike")  # columns
 
 
 def rows(runs):
@@ -39,15 +40,16 @@ def pairs(n):
 
 
 def text(rows):
-    lines = [f"| model | seed | right | different answers, of {ANSWERS} to a question | "
-             "chance that two wrong answers differ |", "|---|---|---|---|---|"]
+    cells = []
     for (method, seed), mine in trained.groups(rows, "method", "seed").items():
-        total = {name: sum(int(row[name]) for row in mine) for name in list(mine[0])[3:]}
+        total = {name: sum(int(row[name]) for row in mine) for name in COUNTS}
         right = 1 - total["wrong"] / (ANSWERS * len(mine))
         differ = f"{1 - total['alike'] / total['pairs']:.0%}" if total["pairs"] else "–"
-        lines.append(f"| {NAMES[method]} | {seed} | {right:.1%} | "
-                     f"{total['different'] / len(mine):.1f} | {differ} |")
-    return "\n".join(lines)
+        cells.append([NAMES[method], seed, f"{right:.1%}",
+                      f"{total['different'] / len(mine):.1f}", differ])
+    header = ["model", "seed", "right", f"different answers, of {ANSWERS} to a question",
+              "chance that two wrong answers differ"]
+    return compare.markdown(header, cells)
 
 
 QUESTION = trained.Measurement("diversity", RUNS, rows, text)

@@ -23,13 +23,10 @@ VARIANTS = {
 def text(found):
     """At each method's best rate, and what had been forgotten where all have learned as much."""
     tried = {name: compare.at_rates(found, name) for name in VARIANTS}
-    level = max(compare.median(rates[compare.best_rate(rates)], "learned")
-                for rates in tried.values())
-    header = "| what trains | lr | loss | forgotten, nats | forgotten at loss"
-    lines = [f"{header} {level:.3f} |", "|---|---|---|---|---|"]
-    for name, rates in tried.items():
-        lines.append("| " + " | ".join([name, *compare.trade(rates, level, "{:.3f}")]) + " |")
-    return "\n".join(lines)
+    level = compare.common_level(tried)
+    header = ["what trains", "lr", "loss", "forgotten, nats", f"forgotten at loss {level:.3f}"]
+    return compare.markdown(header, [[name, *compare.trade(rates, level)]
+                                     for name, rates in tried.items()])
 
 
 QUESTION = question.Question("frozen", VARIANTS, text=text)

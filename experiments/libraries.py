@@ -1,4 +1,5 @@
-"""Do PEFT's versions of the four methods end where these do? The same batches, rates and betas.
+"""Do PEFT's versions of the four methods end where these do? The same batches and betas, and at
+least the rate that is best here.
 
     python -m experiments.libraries          needs peft
 
@@ -19,13 +20,21 @@ METHODS = compare.METHODS[1:]  # PEFT has no part in full fine-tuning
 THEIRS = {"loraga": (0.5, 1, 2, 4),  # PEFT's has another size, and may want another rate
           "riemannian": (0.25, 0.5, 1, 2)}  # and its δ is 0.01
 COSINES = question.RESULTS / "first_steps.csv"
-VARIANTS = {}
-for method in METHODS:
+
+
+def here_and_there(method):
+    """A method's two variants by their names."""
     lr, name = train.PRESETS[method]["lr"], compare.NAMES[method]
-    VARIANTS[f"{name}, here"] = question.Variant(method, [lr * each for each in compare.AROUND])
-    theirs = [lr * each for each in THEIRS.get(method, (1,))]
-    VARIANTS[f"{name}, PEFT"] = question.Variant(method, theirs, module="experiments.peft_run",
-                                                 always=(lr,))
+    here = [lr * factor for factor in compare.AROUND]
+    there = [lr * factor for factor in THEIRS.get(method, (1,))]
+    return {f"{name}, here": question.Variant(method, here),
+            f"{name}, PEFT": question.Variant(method, there, module="experiments.peft_run",
+                                              always=(lr,))}
+
+
+VARIANTS = {}
+for each in METHODS:
+    VARIANTS |= here_and_there(each)
 VARIANTS["preconditioned, here, δ 0.01"] = question.Variant(
     "riemannian", [train.PRESETS["riemannian"]["lr"]], "--damping 0.01")
 
@@ -53,13 +62,13 @@ def text(found):
     table, rows = compare.table(found, list(VARIANTS), sizes=False), sweep.read(COSINES)
     if not rows:
         return table
-    lines = ["| LoRA-GA's first step | median cosine with the gradient | least | most |",
-             "|---|---|---|---|"]
+    cells = []
     for name in ("here", "PEFT", "best"):
         cosines = [float(row[name]) for row in rows]
-        lines.append(f"| {name} | {statistics.median(cosines):.3f} | {min(cosines):.3f} | "
-                     f"{max(cosines):.3f} |")
-    return "\n".join([table, "", *lines])
+        each = statistics.median(cosines), min(cosines), max(cosines)
+        cells.append([name, *(f"{cosine:.3f}" for cosine in each)])
+    header = ["LoRA-GA's first step", "median cosine with the gradient", "least", "most"]
+    return f"{table}\n\n{compare.markdown(header, cells)}"
 
 
 QUESTION = question.Question("libraries", VARIANTS, text=text)

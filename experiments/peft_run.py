@@ -17,6 +17,7 @@ import torch
 
 import lora
 import train
+from data.files import InputError
 from runs import load_base
 
 
@@ -24,9 +25,11 @@ def config_of(args):
     """The flags of train.py as a peft.LoraConfig."""
     start = {}
     if args.init == "ga":
-        gamma = int(args.gamma or 16)
+        gamma = args.gamma or 16
+        if gamma != int(gamma):
+            raise InputError(f"--gamma {gamma:g}: PEFT's is a whole number")
         start = {"init_lora_weights": "lora_ga",
-                 "lora_ga_config": peft.LoraGAConfig(stable_gamma=gamma)}
+                 "lora_ga_config": peft.LoraGAConfig(stable_gamma=int(gamma))}
     return peft.LoraConfig(r=args.rank, lora_alpha=args.alpha or args.rank, use_rslora=args.rslora,
                            lora_dropout=args.dropout, target_modules=list(args.targets), **start)
 
@@ -57,7 +60,8 @@ def build_optimizer(args, model):
     """PEFT's optimizers, or AdamW, with the rates, betas and decay of train.py."""
     same = {"lr": args.lr, "betas": tuple(args.betas), "weight_decay": args.weight_decay}
     if args.precondition:
-        optimizer = optimizers.create_riemannian_optimizer(model, torch.optim.AdamW, **same)
+        optimizer = optimizers.create_riemannian_optimizer(
+            model, torch.optim.AdamW, reg=args.damping or 0.01, **same)
     elif args.lr_ratio != 1:
         optimizer = optimizers.create_loraplus_optimizer(
             model, torch.optim.AdamW, loraplus_lr_ratio=args.lr_ratio, **same)

@@ -9,7 +9,7 @@ steps add up? Then it must be higher on `code`, or at a tenth of the rate.
 import torch
 
 import curves
-from experiments import question, trained
+from experiments import compare, question, trained
 
 SHARE = 0.9
 CASES = {
@@ -44,13 +44,11 @@ def rows(runs):
 
 
 def text(rows):
-    lines = ["| run | layers | singular values for 90 % of ‖ΔW‖², of 256 | of noise | ‖ΔW‖ |",
-             "|---|---|---|---|---|"]
-    for (case, kind), mine in trained.groups(rows, "run", "kind").items():
-        ranks, noise = trained.spread(mine, "rank"), trained.spread(mine, "noise")
-        lines.append(f"| {case} | {kind} | {ranks} | {noise} | "
-                     f"{trained.spread(mine, 'norm', '{:.1f}')} |")
-    return "\n".join(lines)
+    header = ["run", "layers", "singular values for 90 % of ‖ΔW‖², of 256", "of noise", "‖ΔW‖"]
+    return compare.markdown(header, [
+        [case, kind, trained.spread(mine, "rank"), trained.spread(mine, "noise"),
+         trained.spread(mine, "norm", "{:.1f}")]
+        for (case, kind), mine in trained.groups(rows, "run", "kind").items()])
 
 
 def draw(rows):

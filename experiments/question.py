@@ -8,11 +8,10 @@ A question is a file beside this one that says what it varies:
 
 A row of the CSV begins with what makes the run again, `python train.py FLAGS`, or, where it begins
 with -m, `python FLAGS`. A run that was stopped is taken up again. The first seed tries all learning
-rates; the other seeds go on with the one that was best, so that a rate is judged by seeds that did
-not choose it, or with all, where the question is about the rates.
+rates and the others the best of them, or all, where the question is about the rates: so two seeds
+of three have not chosen it. Where other questions have left more runs, all seeds choose.
 """
 import argparse
-import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -22,13 +21,19 @@ from typing import Callable
 import curves
 from data.files import InputError, replace_file, write_csv
 from experiments import compare, sweep
-from runs import number, print_anywhere
+from runs import print_anywhere
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
 EVIDENCE = Path(__file__).with_name("evidence.md")
 QUICK = "--steps 4 --eval_interval 2"
+LOOK = Path("out/quick")
 ON_CODE = "--steps 300 --eval_interval 50 --batch_size 8"  # as many tokens a step as 32 sums
+
+
+def flag(name, value, default):
+    """A flag, left out at its default: a stored row is known by its flags."""
+    return "" if value == default else f"--{name} {value}"
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Variant:
     always: tuple = ()  # rates that every seed tries, best or not
 
     def run(self, lr, seed, more=""):
-        """The flags of one run, in full, since defaults may change."""
+        """The flags of one run; steps, batch, betas and evaluations in full: defaults may change."""
         given = shlex.split(f"{self.flags} {more}")
         flags = compare.flags_of(given, self.data, self.method, lr, seed)
         return f"-m {self.module} {flags}" if self.module else flags
@@ -106,19 +111,20 @@ class Question:
 
     def quick(self):
         """The same with one learning rate each."""
-        variants = {name: replace(variant, rates=variant.rates[:1])
+        variants = {name: replace(variant, rates=(variant.always or variant.rates)[:1])
                     for name, variant in self.variants.items()}
         return replace(self, variants=variants)
 
 
 def reuse(every, table):
     """Copies into a table what the other tables have of a plan's runs."""
-    rows = {row["flags"]: row for row in sweep.read(table)}
-    for other in sorted(RESULTS.rglob("*.csv")):
-        for row in sweep.read(other):
-            if row.get("flags") in every:
-                rows.setdefault(row["flags"], row)
-    write_csv(table, sweep.COLUMNS, rows.values())
+    with sweep.locked(table):
+        rows = {row["flags"]: row for row in sweep.read(table)}
+        for other in sorted(RESULTS.rglob("*.csv")):
+            for row in sweep.read(other):
+                if row.get("flags") in every:
+                    rows.setdefault(row["flags"], row)
+        write_csv(table, sweep.COLUMNS, rows.values())
 
 
 def place_of(name, text):
@@ -136,23 +142,38 @@ def put(table, name, page):
         file.write(f"{before}\n{table}\n\n{after}".encode())
 
 
-def ask(question):
-    """A question's command: the runs that are missing, its table, its figure."""
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{question.name}")
+def parse(asked):
+    """The command line of a question or a measurement -> its parser, args."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{asked.name}")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     add = parser.add_argument
     add("--quick", action="store_true", help="four steps a run and one seed, for a look")
-    add("--jobs", type=number(int, 1), default=os.cpu_count(), help="runs side by side")
-    add("--seeds", type=number(int, 1), default=3, help="how many, from 0 (3)")
     add("--stored", action="store_true", help="no runs: the table and the figure of those there")
-    args = parser.parse_args()
+    sweep.add_jobs(parser)
     print_anywhere()
-    folder, figures = RESULTS, FIGURES
-    every = question.plan(args.seeds)
+    return parser, parser.parse_args()
+
+
+def publish(asked, found, quick):
+    """Prints a table, puts it into its page, draws its figure."""
+    table = asked.table(found)
+    print(f"\n{table}\n")
+    if not quick:
+        put(table, asked.name, asked.page)
+    if asked.draw and curves.available():
+        curves.write(asked.draw(found), (LOOK if quick else FIGURES) / f"{asked.name}.svg")
+
+
+def ask(question):
+    """A question's command: the runs that are missing, its table, its figure."""
+    parser, args = parse(question)
+    folder, every = RESULTS, question.plan()
     if args.quick:
-        folder = figures = Path("out/quick")
-        question = question.quick()
+        folder, question = LOOK, question.quick()
         every = question.plan(1, QUICK)
     try:
+        if not args.quick:  # what is wrong with the page is told before hours of runs
+            place_of(question.name, question.page.read_text(encoding="utf-8"))
         path = folder / f"{question.name}.csv"
         reuse(every, path)
         if not args.stored:
@@ -160,13 +181,8 @@ def ask(question):
             rows = sweep.sweep(first, path, args.jobs)
             sweep.sweep(question.later(every, rows), path, args.jobs)
         found = question.results(every, {row["flags"]: row for row in sweep.read(path)})
-        table = question.table(found)
-        print(f"\n{table}\n")
-        if not args.quick:
-            put(table, question.name, question.page)
-        if question.draw and curves.available():
-            curves.write(question.draw(found), figures / f"{question.name}.svg")
+        publish(question, found, args.quick)
     except (InputError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.error(error)
     except KeyboardInterrupt:
         sys.exit("stopped: the same command goes on")

@@ -11,7 +11,7 @@ ALWAYS = {"math: r 128": (6.25e-4,)}  # learns as much there as rank 8, for less
 VARIANTS = {
     f"{data}: r {rank}": question.Variant(
         "lora", tuple(times * lr for lr in rates),
-        f"--rank {rank} {flags}" if rank != 8 else flags, data=data,
+        f"{question.flag('rank', rank, 8)} {flags}", data=data,
         always=ALWAYS.get(f"{data}: r {rank}", ()))
     for data, (flags, times) in DATA.items() for rank, rates in RATES.items()}
 

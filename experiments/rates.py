@@ -17,7 +17,7 @@ STEPS = (100, 300, 1000)
 KINDS = {"full": ("full", FULL, ""), "LoRA": ("lora", LORA, ""),
          "LoRA, A frozen": ("lora", FROZEN, "experiments.variant --freeze A")}
 VARIANTS = {
-    f"{kind}, {steps}": question.Variant(method, rates, f"--steps {steps}" * (steps != 1000),
+    f"{kind}, {steps}": question.Variant(method, rates, question.flag("steps", steps, 1000),
                                          module=module)
     for steps in STEPS for kind, (method, rates, module) in KINDS.items()}
 FROZEN_AT = {2: (8e-2, 0.16, 0.32, 0.64), 32: (1e-2, 2e-2, 4e-2, 8e-2)}  # by rank
@@ -27,28 +27,27 @@ for rank, rates in FROZEN_AT.items():
 
 
 def text(found):
-    lines = ["| steps | " + " | ".join(f"{kind}: best rate, loss there" for kind in KINDS)
-             + " | LoRA's rate / full's | with A frozen |", "|---" * 6 + "|"]
+    def best(name):
+        """-> the best rate, and a cell with it and the loss there."""
+        lr, results = compare.best(compare.at_rates(found, name))
+        return results[0]["lr"], f"{lr}, {compare.spread(results, 'loss', '{:.3f}')}"
+
+    rows = []
     for steps in STEPS:
-        cells, rates = [str(steps)], []
-        for kind in KINDS:
-            lr, results = compare.best(compare.at_rates(found, f"{kind}, {steps}"))
-            cells.append(f"{lr}, {compare.spread(results, 'loss', '{:.3f}')}")
-            rates.append(results[0]["lr"])
-        cells += [f"{lr / rates[0]:.1f}" for lr in rates[1:]]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| A frozen, 100 steps | best rate, loss there | over full's | predicted |",
-              "|---" * 4 + "|"]
+        (full, *others), cells = zip(*(best(f"{kind}, {steps}") for kind in KINDS))
+        rows.append([str(steps), *cells, *(f"{lr / full:.1f}" for lr in others)])
+    header = ["steps", *(f"{kind}: best rate, loss there" for kind in KINDS),
+              "LoRA's rate / full's", "with A frozen"]
+    by_steps = compare.markdown(header, rows)
+
+    full, _ = best("full, 100")
+    rows = []
     for rank, name in {2: "LoRA, A frozen, r 2", 8: "LoRA, A frozen, 100",
                        32: "LoRA, A frozen, r 32"}.items():
-        rates = compare.at_rates(found, name)
-        if not rates:
-            continue
-        lr, results = compare.best(rates)
-        quotient = results[0]["lr"] / compare.best_rate(compare.at_rates(found, "full, 100"))
-        lines.append(f"| r {rank} | {lr}, {compare.spread(results, 'loss', '{:.3f}')} | "
-                     f"{quotient:.0f} | {3 ** 0.5 * 256 / rank:.0f} |")
-    return "\n".join(lines)
+        lr, cell = best(name)
+        rows.append([f"r {rank}", cell, f"{lr / full:.0f}", f"{3 ** 0.5 * 256 / rank:.0f}"])
+    header = ["A frozen, 100 steps", "best rate, loss there", "over full's", "predicted"]
+    return f"{by_steps}\n\n{compare.markdown(header, rows)}"
 
 
 QUESTION = question.Question("rates", VARIANTS, metric="loss", text=text)

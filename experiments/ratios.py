@@ -13,7 +13,7 @@ RATES = {1: (2.5e-3, 5e-3, 1e-2), 2: (1.75e-3, 3.5e-3, 7e-3), 4: (1.25e-3, 2.5e-
 def variant(ratio, rates):
     if ratio == 1:
         return question.Variant("lora", rates)
-    return question.Variant("loraplus", rates, "" if ratio == 16 else f"--lr_ratio {ratio}",
+    return question.Variant("loraplus", rates, question.flag("lr_ratio", ratio, 16),
                             always=rates[1:2])
 
 

@@ -26,7 +26,8 @@ VARIANTS = {
 
 
 def usable(found, variant, near):
-    """The best loss, its rate, and the factor over which the rates around it are nearly as good."""
+    """The best loss, its rate, and the factor over which the rates around it are nearly as good,
+    in words: at least so much, where the rates that were tried end before the good ones do."""
     losses = {lr: compare.median(results, "loss")
               for lr, results in compare.at_rates(found, variant).items()}
     at, rates = min(losses, key=losses.get), list(losses)
@@ -35,17 +36,18 @@ def usable(found, variant, near):
         low -= 1
     while high + 1 < len(rates) and losses[rates[high + 1]] <= near * losses[at]:
         high += 1
-    return losses[at], at, rates[high] / rates[low]
+    cut = low == 0 or high + 1 == len(rates)
+    return losses[at], at, f"{'≥ ' * cut}× {rates[high] / rates[low]:.0f}"
 
 
 def text(found):
-    lines = ["| optimizer, rank | best loss | at lr | rates within 10 % of it | within 25 % |",
-             "|---|---|---|---|---|"]
+    header = ["optimizer, rank", "best loss", "at lr", "rates within 10 % of it", "within 25 %"]
+    rows = []
     for variant in VARIANTS:
         best, lr, _ = usable(found, variant, NEAR[0])
-        factors = " | ".join(f"× {usable(found, variant, near)[2]:.0f}" for near in NEAR)
-        lines.append(f"| {variant} | {best:.3f} | {lr:g} | {factors} |")
-    return "\n".join(lines)
+        factors = [usable(found, variant, near)[2] for near in NEAR]
+        rows.append([variant, f"{best:.3f}", f"{lr:g}", *factors])
+    return compare.markdown(header, rows)
 
 
 def draw(found):
@@ -59,7 +61,7 @@ def draw(found):
                        label=NAMES[method])
         panel.set(xscale="log", ylim=(0, 4.1), xlabel="learning rate",
                   title=f"{optimizer}, rank {rank}")
-    panels[0].set_ylabel("loss after 200 steps")
+    panels[0].set_ylabel("loss after 200 steps (4: or more)")
     curves.name_lines(figure, panels[0])
     return figure
 

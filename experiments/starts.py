@@ -20,28 +20,36 @@ OPTIMIZERS = {  # name: its flag, learning rates, steps
     "sgd": ("--optimizer sgd", (0.03, 0.1, 0.3, 1), 100),
     "adamw": ("", (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), 300),
 }
-VARIANTS = {
-    f"{optimizer}; {start}": question.Variant(
+
+
+def variant(optimizer, start):
+    of_optimizer, rates, steps = OPTIMIZERS[optimizer]
+    of_start, flags = STARTS[start]
+    own = " ".join(filter(None, (of_optimizer, of_start)))
+    return question.Variant(
         "loraga", rates, f"{flags} --steps {steps} --eval_interval {steps // 2}",
-        module=" ".join(f"experiments.variant {flag} {own}".split()) if flag or own else "")
-    for optimizer, (flag, rates, steps) in OPTIMIZERS.items()
-    for start, (own, flags) in STARTS.items()}
+        module=f"experiments.variant {own}" if own else "")
+
+
+VARIANTS = {f"{optimizer}; {start}": variant(optimizer, start)
+            for optimizer in OPTIMIZERS for start in STARTS}
 
 
 def text(found):
-    lines = []
+    tables = []
     for optimizer, (_, _, steps) in OPTIMIZERS.items():
-        lines += [f"| {optimizer}; start | mean training loss of steps 1 to 50, least of all "
-                  f"rates, first seed | held-out loss after {steps} | at lr |", "|---|---|---|---|"]
+        rows = []
         for start in STARTS:
             rates = compare.at_rates(found, f"{optimizer}; {start}")
             early = {at: results[0]["early"] for at, results in rates.items()}
             least = min(early, key=early.get)
             lr, results = compare.best(rates)
-            lines.append(f"| {start} | {early[least]:.3f} (lr {least:g}) | "
-                         f"{compare.spread(results, 'loss', '{:.3f}')} | {lr} |")
-        lines.append("")
-    return "\n".join(lines)
+            rows.append([start, f"{early[least]:.3f} (lr {least:g})",
+                         compare.spread(results, "loss", "{:.3f}"), lr])
+        header = [f"{optimizer}; start", "mean training loss of steps 1 to 50, least of all rates, "
+                  "first seed", f"held-out loss after {steps}", "at lr"]
+        tables.append(compare.markdown(header, rows))
+    return "\n\n".join(tables)
 
 
 QUESTION = question.Question("starts", VARIANTS, metric="loss", text=text)

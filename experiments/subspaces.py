@@ -4,11 +4,11 @@ Right singular vectors of ΔW, ranks 8 and 64, beside random directions.
 """
 import torch
 
-from experiments import trained
+from experiments import compare, question, trained
 
 RANKS = (8, 64)
 FIRST = (1, 2, 4, 8)
-RUNS = {(rank, seed): (trained.LORA, seed, f"--rank {rank}" * (rank != 8))
+RUNS = {(rank, seed): (trained.LORA, seed, question.flag("rank", rank, 8))
         for rank in RANKS for seed in range(2)}
 
 
@@ -71,15 +71,13 @@ def of(rows, measure):
 
 def text(rows):
     shared, amplified = of(rows, "φ"), of(rows, "amplification")
-    lines = ["| φ of the first k directions of r 8 | "
-             + " | ".join(f"k = {k}" for k in FIRST) + " |", "|---" * (len(FIRST) + 1) + "|"]
-    for case in dict.fromkeys(case for case, _ in shared):
-        cells = [trained.spread(shared[case, str(k)], "value", "{:.2f}") for k in FIRST]
-        lines.append(f"| {case} | " + " | ".join(cells) + " |")
-    lines += ["", "| ΔW | ‖ΔW‖ / ‖UᵀW0V‖ |", "|---|---|"]
-    lines += [f"| {case} | {trained.spread(mine, 'value', '{:.1f}')} |"
-              for (case, _), mine in amplified.items()]
-    return "\n".join(lines)
+    rows = [[case, *(trained.spread(shared[case, str(k)], "value", "{:.2f}") for k in FIRST)]
+            for case in dict.fromkeys(case for case, _ in shared)]
+    header = ["φ of the first k directions of r 8", *(f"k = {k}" for k in FIRST)]
+    of_phi = compare.markdown(header, rows)
+    rows = [[case, trained.spread(mine, "value", "{:.1f}")]
+            for (case, _), mine in amplified.items()]
+    return f"{of_phi}\n\n{compare.markdown(['ΔW', '‖ΔW‖ / ‖UᵀW0V‖'], rows)}"
 
 
 QUESTION = trained.Measurement("subspaces", RUNS, rows, text)

@@ -18,9 +18,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import train
+import torch
+
 from data.files import InputError, write_csv
-from runs import lock
+from runs import lock, number
 
 ROOT = Path(__file__).parents[1]
 EARLY = 50  # steps, whose mean training loss is the column `early`
@@ -38,24 +39,41 @@ def read(table):
 
 def run(flags, directory, threads):
     """`python train.py FLAGS`, or `python -m MODULE FLAGS`, begun or taken up again -> its row."""
+    if not (directory / "result.json").exists():  # else it has ended, and only its row is missing
+        said = carry_out(flags, directory, threads)
+        if "no longer finite" in said:
+            return {"flags": flags, "metric": "diverged"}
+    return row_of(flags, directory)
+
+
+def how_to_go_on(flags):
+    """A checkpoint lacks what an exercise does to a model, and the W0 of PEFT's LoRA-GA."""
+    lacking = flags.startswith(("-m exercises.", "-m experiments.peft_run"))
+    return "--overwrite" if lacking else "--resume"
+
+
+def carry_out(flags, directory, threads):
+    """Runs it -> what it said on stderr; InputError if it failed, but for weights not finite."""
     script = [] if flags.startswith("-m ") else [str(ROOT / "train.py")]
     command = [sys.executable, *script, *shlex.split(flags), "--out_dir", str(directory)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT),
                    "PYTHONIOENCODING": "utf-8"}
     while True:
-        again = "--overwrite" if flags.startswith("-m exercises.") else "--resume"
-        resume = [again] if (directory / "ckpt.pt").exists() else []
-        ended = subprocess.run(command + resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        again = [how_to_go_on(flags)] if (directory / "ckpt.pt").exists() else []
+        ended = subprocess.run(command + again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                text=True, env=environment)
         if "in use by another run" not in ended.stderr:
             break
         time.sleep(2)  # a sweep that was killed has left it behind: it ends soon
-    if "no longer finite" in ended.stderr:
-        return {"flags": flags, "metric": "diverged"}
-    if ended.returncode:
+    if ended.returncode and "no longer finite" not in ended.stderr:
         reason = ended.stderr.strip().rpartition("\n")[2] or \
             f"ended with code {ended.returncode}: if memory is short, try fewer --jobs"
         raise InputError(f"{' '.join(['python', *command[1:]])}: {reason}")
+    return ended.stderr
+
+
+def row_of(flags, directory):
+    """What a finished run's files say, as the CSV has it."""
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     with open(directory / "log.csv", encoding="utf-8", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
@@ -75,9 +93,19 @@ def short(text):
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def add_jobs(parser):
+    jobs = 1 if torch.cuda.is_available() else os.cpu_count()  # one training fills a GPU
+    parser.add_argument("--jobs", type=number(int, 1), default=jobs, help="runs side by side")
+
+
 def work_of(table):
     """The name of the directory in which the runs of a table lie until they have their rows."""
     return f"sweep-{short(str(Path(table).resolve()))}"
+
+
+def locked(table):
+    """While a table is locked, no other process writes its rows."""
+    return lock(Path("out") / work_of(table))
 
 
 def sweep(every, table, jobs):
@@ -85,7 +113,7 @@ def sweep(every, table, jobs):
     table = Path(table)
     work = Path("out") / work_of(table)
     threads = max(1, os.cpu_count() // jobs)
-    with lock(work):
+    with locked(table):
         rows = read(table)
         done = {row["flags"] for row in rows}
         missing = [flags for flags in every if flags not in done]
@@ -108,7 +136,7 @@ def sweep(every, table, jobs):
                 raise
     with contextlib.suppress(OSError):  # it holds runs of an earlier plan
         work.rmdir()
-    return {row["flags"]: row for row in rows}
+    return {row["flags"]: row for row in read(table)}  # as the next command will find them
 
 
 def told(row):

@@ -5,7 +5,6 @@ of another kind than LoRA's factors have rates of their own.
 """
 from experiments import compare, question
 
-STEPS = 1000
 PAGE = question.EVIDENCE.parents[1] / "exercises" / "README.md"
 RATES = (2.5e-3, 5e-3, 1e-2)
 SYSTEMS = {  # exercise: (name, learning rates, more flags)
@@ -31,16 +30,13 @@ VARIANTS |= {name: question.Variant("lora", rates, flags,
 
 
 def text(found):
-    lines = ["| system | lr | learned: exact match | forgotten, nats | trained "
-             "| seconds per step |", "|---|---|---|---|---|---|"]
+    rows = []
     for name in VARIANTS:
         lr, results = compare.best(compare.at_rates(found, name))
-        cells = (name, lr, compare.spread(results, "learned", "{:.1%}"),
-                 compare.spread(results, "forgotten", "{:.2f}"),
-                 f"{compare.median(results, 'trained'):,.0f}",
-                 f"{compare.median(results, 'seconds') / STEPS:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, lr, compare.spread(results, "learned", "{:.1%}"),
+                     compare.spread(results, "forgotten", "{:.2f}"),
+                     f"{compare.median(results, 'trained'):,.0f}"])
+    return compare.markdown(["system", "lr", "exact match", "forgotten, nats", "trained"], rows)
 
 
 QUESTION = question.Question("systems", VARIANTS, text=text, page=PAGE)

@@ -5,8 +5,6 @@
     python -m experiments.perturbation --quick    four steps a run, for a look, in out/quick
     python -m experiments.perturbation --stored   no runs: the table of the stored rows
 """
-import argparse
-import os
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-import curves
 from data.files import InputError, write_csv
 from experiments import question, sweep
 from lora import lora_layers
@@ -86,17 +83,11 @@ def spread(rows, name, form="{:.0f}"):
 
 def ask(measurement):
     """A measurement's command: the runs that are missing, the rows, the table, the figure."""
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{measurement.name}")
-    add = parser.add_argument
-    add("--quick", action="store_true", help="four steps a run, for a look")
-    add("--stored", action="store_true", help="no runs: the table of the stored rows")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
-    args = parser.parse_args()
-    quick = Path("out/quick")
-    results, figures = (quick, quick) if args.quick else (question.RESULTS, question.FIGURES)
+    parser, args = question.parse(measurement)
+    results = question.LOOK if args.quick else question.RESULTS
     try:
         if not args.stored:
-            folder = quick / "trained" if args.quick else Path("out/trained")
+            folder = question.LOOK / "trained" if args.quick else Path("out/trained")
             quicker = question.QUICK if args.quick else ""  # the last of two flags counts
             runs = {key: (variant, seed, f"{more} {quicker}")
                     for key, (variant, seed, more) in measurement.runs.items()}
@@ -105,13 +96,11 @@ def ask(measurement):
                 rows = list(measurement.rows(dict(zip(runs, made))))
             write_csv(results / f"{measurement.name}.csv", list(rows[0]), rows)
         rows = sweep.read(results / f"{measurement.name}.csv")
-        table = measurement.table(rows)
-        print(f"\n{table}\n")
-        if not args.quick:
-            question.put(table, measurement.name, measurement.page)
-        if measurement.draw and curves.available():
-            curves.write(measurement.draw(rows), figures / f"{measurement.name}.svg")
+        if not rows:
+            raise InputError(f"{results / measurement.name}.csv has no rows: without --stored they "
+                             "are made")
+        question.publish(measurement, rows, args.quick)
     except (InputError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.error(error)
     except KeyboardInterrupt:
         sys.exit("stopped: the same command goes on")

@@ -13,7 +13,7 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
 LOWER = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)  # for full fine-tuning, which forgets less with these
-ALWAYS = {"full": (0.0625, 0.125, 0.25, 1), "loraplus": (0.5, 1)}  # what every seed has, or else 1
+ALWAYS = {"full": (1, 0.25, 0.125, 0.0625), "loraplus": (1, 0.5)}  # what every seed has; else 1
 
 
 def variant(data, flags, method, factors):
@@ -29,24 +29,21 @@ VARIANTS = {f"{name}: {compare.NAMES[method]}": variant(data, flags, method, fac
 
 def text(found):
     """For each, at the rates of `math` and at the best: does the advice cost anything?"""
-    lines = []
+    tables = []
     for name in DATA:
         tried = {method: compare.at_rates(found, f"{name}: {compare.NAMES[method]}")
                  for method in compare.METHODS}
-        level = max(compare.median(rates[compare.best_rate(rates)], "loss")
-                    for rates in tried.values())  # what all have learned
-        lines += [f"| {name} | loss at math's rate | best loss | at × math's rate | forgotten, "
-                  f"nats | forgotten at loss {level:.3f} |", "|---|---|---|---|---|---|"]
+        level = compare.common_level(tried)
+        rows = []
         for method, rates in tried.items():
             own, best = train.PRESETS[method]["lr"], compare.best_rate(rates)
-            least, lr = compare.least_forgotten(rates, level)
-            cells = (compare.NAMES[method], compare.spread(rates[own], "loss", "{:.3f}"),
-                     compare.spread(rates[best], "loss", "{:.3f}"), f"{best / own:g}",
-                     compare.spread(rates[best], "forgotten", "{:.2f}"),
-                     f"{least:.2f} (lr {lr:g})")
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            _, learned, forgotten, at_level = compare.trade(rates, level)
+            rows.append([compare.NAMES[method], compare.spread(rates[own], "loss", "{:.3f}"),
+                         learned, f"{best / own:g}", forgotten, at_level])
+        header = [name, "loss at math's rate", "best loss", "at × math's rate", "forgotten, nats",
+                  f"forgotten at loss {level:.3f}"]
+        tables.append(compare.markdown(header, rows))
+    return "\n\n".join(tables)
 
 
 QUESTION = question.Question("transfer", VARIANTS, metric="loss", text=text)

@@ -15,8 +15,8 @@ import lora
 import train
 
 
-def orthonormal(rows, columns):
-    return torch.linalg.qr(torch.randn(rows, columns))[0]
+def orthonormal(rows, columns, device):
+    return torch.linalg.qr(torch.randn(rows, columns, device=device))[0]
 
 
 def start(name, G, rank, gamma=16.0):
@@ -28,9 +28,10 @@ def start(name, G, rank, gamma=16.0):
     A, B = lora_ga_factors(G, rank, gamma)
     c = d_out ** 0.25 / gamma ** 0.5
     if name == "orthonormal":  # the magnitude alone
-        return c * orthonormal(d_in, rank).T, c * orthonormal(d_out, rank)
+        return c * orthonormal(d_in, rank, G.device).T, c * orthonormal(d_out, rank, G.device)
     if name == "gaussian":
-        A, B = torch.randn(rank, d_in) / d_in ** 0.5, torch.randn(d_out, rank) / d_out ** 0.5
+        A = torch.randn(rank, d_in, device=G.device) / d_in ** 0.5
+        B = torch.randn(d_out, rank, device=G.device) / d_out ** 0.5
         return c * A, c * B
     if name == "small":  # the directions alone: A, and B, as large as LoRA's own A
         return A / c / 3 ** 0.5, B / c / 3 ** 0.5
@@ -38,15 +39,15 @@ def start(name, G, rank, gamma=16.0):
         return A, torch.zeros_like(B)
     if name == "aligned-B":  # A's share of G: LoRA-GA's B has the next r directions
         return torch.zeros_like(A), c * lora.top_singular_vectors(G, rank)[0]
-    return c * orthonormal(d_in, rank).T, torch.zeros_like(B)  # "large-A"
+    return c * orthonormal(d_in, rank, G.device).T, torch.zeros_like(B)  # "large-A"
 
 
-lora_ga_factors = lora.lora_ga_factors
+lora_ga_factors = lora.lora_ga_factors  # kept: main puts `start` in its place
 STARTS = ("orthonormal", "gaussian", "small", "aligned-A", "aligned-B", "large-A")
 
 
 def with_sgd(args, model):
-    """Plain gradient descent in AdamW's place, all else as train.py has it."""
+    """Plain gradient descent in AdamW's place, without weight decay; all else is train.py's."""
     groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio or 1.0)
     for group in groups:
         group["peak_lr"] = group["lr"]
@@ -85,7 +86,13 @@ def main():
     parser.add_argument("--start", choices=STARTS, help="of the factors, with --init ga")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--freeze", choices=FREEZE, help="LoRA's A, or all that LoRA leaves alone")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     own, rest = parser.parse_known_args()
+    args = train.parse_args(rest)
+    if own.start and args.init != "ga":
+        parser.error(f"--start {own.start} is a start of LoRA-GA's form: it needs --init ga")
+    if own.freeze == "A" and args.rank is None:
+        parser.error(f"--freeze A needs an adapter, which --method {args.method} does not have")
     if own.start:
         lora.lora_ga_factors = functools.partial(start, own.start)
     if own.optimizer == "sgd":
