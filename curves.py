@@ -76,9 +76,16 @@ def labels(runs, hidden=OF_PRESETS):
         values = [str(each[name]) for each in settings if each.get(name) is not None]
         if len(set(values)) > 1 and name not in ("method", "eval_interval", *hidden):
             differing.append(name)
-    names = [" ".join([each["method"], *(f"{name} {words(each[name])}" for name in differing
-                                        if each.get(name) is not None)]) for each in settings]
-    return labels(runs, hidden=()) if hidden and len(set(names)) < len(names) else names
+    names = [label(each, differing) for each in settings]
+    if hidden and len(set(names)) < len(names):
+        return labels(runs, hidden=())
+    return names
+
+
+def label(settings, names):
+    """A run's method, and those of its settings that are called so, in words."""
+    told = [f"{name} {words(settings[name])}" for name in names if settings.get(name) is not None]
+    return " ".join([settings["method"], *told])
 
 
 def words(value):

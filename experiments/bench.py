@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lora
 import train
 from model import GPT, GPTConfig
+from runs import number
 
 ADAPTERS = ["LoRA", "PEFT"] if importlib.util.find_spec("peft") else ["LoRA"]
 METHODS = [*ADAPTERS, "full"]
@@ -421,9 +422,12 @@ def main():
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--shapes", nargs="+", choices=SHAPES, default=["small", "gpt2"])
     add("--dtypes", nargs="+", choices=["float32", "mixed", "bfloat16"], default=["float32"])
-    add("--ranks", nargs="+", type=int, default=[8, 64])
-    add("--rounds", type=int, help="how often everything is timed; 3 to 31 times if not given")
+    add("--ranks", nargs="+", type=number(int, 1), default=[8, 64])
+    add("--rounds", type=number(int, 1), help="how often everything is timed; else 3 to 31 times")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has none that torch sees")
     for name in args.tables:
         if name not in TABLES:
             parser.error(f"{name} is no table: allowed are {', '.join(TABLES)}")

@@ -6,6 +6,7 @@ writes a CSV for each question to experiments/results, from which experiments.fi
 prints the verdicts; the exit code is 1 if one is not what it was. Nothing here is trained for long:
 these are statements about first steps and about small exact problems.
 """
+import argparse
 import math
 import statistics
 import sys
@@ -17,6 +18,7 @@ import torch.nn as nn
 import lora
 from data import base, tasks, tokenizer
 from data.files import write_csv
+from runs import print_anywhere
 
 RESULTS = Path(__file__).with_name("results")
 WIDTHS = (64, 256, 1024, 4096)
@@ -358,6 +360,9 @@ def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
 
 
 def main():
+    argparse.ArgumentParser(prog="python -m experiments.claims", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print_anywhere()
     tables = {}
     for table in TABLES:
         print(f"{table.__name__} ...", flush=True)

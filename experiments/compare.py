@@ -26,6 +26,7 @@ from runs import check_unchanged, load_base, number, print_anywhere
 NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "loraga": "LoRA-GA",
          "riemannian": "preconditioned"}
 METHODS = tuple(NAMES)
+LOOKS = dict(zip(METHODS, curves.LOOKS))  # in every figure
 AROUND = (0.5, 1, 2)  # times a method's own learning rate
 TOLERANCE = 0.02  # so much more of the questions, or of the loss, is no reason to prefer a rate
 FORMS = {"exact match": "{:.1%}", "loss": "{:.3f}"}  # how a metric is told
@@ -240,7 +241,7 @@ def equal_learning(found, methods, levels=(0.5, 0.9)):
 def learned_by_rate(panel, found, methods):
     """A dot a run and a line through the medians: what was learned at each learning rate."""
     for method in methods:
-        color, line, marker = curves.LOOKS[METHODS.index(method)]
+        color, line, marker = LOOKS[method]
         rates = at_rates(found, method)
         panel.plot(list(rates), [median(rates[lr], "learned") for lr in rates], color=color,
                    linestyle=line, marker=marker, markersize=9, label=NAMES[method])
@@ -253,7 +254,7 @@ def learned_by_rate(panel, found, methods):
 def learned_against_forgotten(panel, found, methods):
     """A marker a run, filled at the method's best rate, against the rise of the docs loss."""
     for method in methods:
-        color, _, marker = curves.LOOKS[METHODS.index(method)]
+        color, _, marker = LOOKS[method]
         rates = at_rates(found, method)
         if not rates:
             continue

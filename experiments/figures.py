@@ -5,6 +5,7 @@
 reads experiments/results (made by experiments.compare and experiments.claims) and writes SVGs to
 experiments/figures.
 """
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import curves
 from data.files import InputError
 from experiments import compare, sweep
+from runs import print_anywhere
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
@@ -109,7 +111,7 @@ def alignment():
     """LoRA-GA: how well the first step agrees with the gradient, by rank."""
     figure, panel = curves.new_figure(7, 4.2)
     rows = read("alignment")
-    looks = {"LoRA-GA": curves.LOOKS[0], "LoRA": curves.LOOKS[1]}
+    looks = {"LoRA-GA": compare.LOOKS["loraga"], "LoRA": compare.LOOKS["lora"]}
     best = [row for row in rows if row["start"] == "best possible"]
     panel.plot([row["rank"] for row in best], [row["cosine"] for row in best], color="black",
                linestyle="none", marker="o", markersize=14, markerfacecolor="none",
@@ -136,8 +138,8 @@ def conditioning():
     for panel, (case, xlabel) in zip(panels, cases.items()):
         rows = [row for row in read("conditioning") if row["case"] == case]
         x = [row["value"] for row in rows]
-        for name, (color, line, marker) in zip(("plain", "preconditioned"),
-                                               (curves.LOOKS[1], curves.LOOKS[0])):
+        for name, method in {"plain": "lora", "preconditioned": "riemannian"}.items():
+            color, line, marker = compare.LOOKS[method]
             panel.plot(x, [row[name] for row in rows], color=color, linestyle=line, marker=marker,
                        markersize=8, label=f"{name} gradient descent")
         panel.set(xscale="log", yscale="log", xlabel=xlabel, ylim=(2, 10000))
@@ -150,6 +152,9 @@ def conditioning():
 
 
 def main():
+    argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print_anywhere()
     try:
         for draw in (learned_and_forgotten, lora, widths, alignment, conditioning):
             path = FIGURES / f"{draw.__name__}.svg"

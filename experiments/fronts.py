@@ -54,7 +54,7 @@ def front(results):
     """The points of all paths that no other point beats in both -> [(forgotten, learned)]."""
     points = sorted((max(docs - result["docs_before"], 0.01), metric)
                     for result in results for _, metric, docs in result["path"][1:])
-    better = max if results[0]["metric"] == "exact match" else min
+    better = compare.better(results[0]["metric"])
     kept = []
     for forgotten, learned in points:
         if not kept or better(learned, kept[-1][1]) != kept[-1][1]:
@@ -65,8 +65,8 @@ def front(results):
 def draw(found):
     figure, panels = curves.new_figure(14, 5.5, panels=2)
     for panel, data in zip(panels, DATA):
-        for (method, rates), (color, line, marker) in zip(of_task(found, data).items(),
-                                                          curves.LOOKS):
+        for method, rates in of_task(found, data).items():
+            color, line, marker = compare.LOOKS[method]
             every = [result for results in rates.values() for result in results]
             forgotten, learned = zip(*front(every))
             panel.step(forgotten, learned, where="post", color=color, linestyle=line,

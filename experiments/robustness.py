@@ -53,7 +53,8 @@ def text(found):
 def draw(found):
     figure, panels = curves.new_figure(16, 4.5, panels=4)
     for panel, (optimizer, rank) in zip(panels, CASES):
-        for method, (color, line, marker) in zip(NAMES, (curves.LOOKS[1], curves.LOOKS[0])):
+        for method in NAMES:
+            color, line, marker = compare.LOOKS[method]
             rates = compare.at_rates(found, name(optimizer, rank, method))
             losses = [statistics.median(min(result["loss"], 4) for result in results)
                       for results in rates.values()]

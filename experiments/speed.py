@@ -34,7 +34,7 @@ def text(found):
 def draw(found):
     figure, panel = curves.new_figure(9, 5)
     for method in METHODS:
-        color, line, _ = curves.LOOKS[compare.METHODS.index(method)]
+        color, line, _ = compare.LOOKS[method]
         [results] = compare.at_rates(found, compare.NAMES[method]).values()
         paths = [result["path"] for result in results]
         steps = [step for step, _, _ in paths[0]]
