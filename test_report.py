@@ -30,7 +30,7 @@ from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
 QUESTIONS = ("betas", "diversity", "fronts", "frozen", "libraries", "links", "longer", "memory",
-             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness",
+             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "shared",
              "speed", "starts", "subspaces", "systems", "targets", "toggles", "transfer")
 
 
@@ -381,8 +381,9 @@ def test_a_run_is_begun_anew_where_a_checkpoint_does_not_hold_all_of_it():
 
 
 @pytest.mark.parametrize("flags", ["--start gaussian --method lora", "--freeze A --method full"])
-def test_a_variant_that_would_be_the_plain_method_is_refused(flags, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["variant", *flags.split()])
+def test_a_variant_that_would_be_the_plain_method_is_refused(flags, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["variant", *flags.split(), "--steps", "1"])
     with pytest.raises(SystemExit) as stop:
         variant.main()
     error = capsys.readouterr().err
@@ -393,10 +394,14 @@ def test_what_is_missing_is_a_sentence_and_not_an_empty_table(tmp_path, monkeypa
     monkeypatch.setattr(question, "RESULTS", tmp_path)
     for name in ("diversity", "frozen"):
         asked = importlib.import_module(f"experiments.{name}")
+        page = tmp_path / "page.md"
+        page.write_text(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n")
+        monkeypatch.setattr(asked.QUESTION, "page", page)
         monkeypatch.setattr("sys.argv", [name, "--stored"])
         with pytest.raises(SystemExit) as stop:
             (trained.ask if name == "diversity" else question.ask)(asked.QUESTION)
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        assert "old" in page.read_text()
     with pytest.raises(InputError, match="has no runs yet"):
         compare.best_rate({})
 

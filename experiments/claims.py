@@ -307,56 +307,78 @@ def only_plain_slows_down(plain, scaled):
     return scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0]
 
 
-def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
-    """(claim, source, result, holds) from the rows of the tables."""
+def of_scales(scales):
     apart = max(float(row["difference"]) for row in scales)
     yield ("with Adam, (s, A's start, η_A, η_B) → (s/pq, p·, p·, q·) is the same run",
            "LoRA Without Regret", f"difference {apart:.0e} after 50 steps", apart < 1e-10)
+
+
+def of_lora_plus(widths, toy):
     shared, constant, linear = (column(widths, "share_of_B", rule=rule) for rule in RULES)
     yield ("with one rate, B's share of the update vanishes as the width grows", "LoRA+ prop. 2",
-           f"{numbers(shared)} at n = {numbers(WIDTHS)}", shared[-1] < shared[0] / 4)
+           f"{numbers(shared)} at n = {numbers(WIDTHS)}",
+           shared[-1] < shared[0] / 4)
     yield ("a constant ratio puts that off and does not cure it", "LoRA+ thm. 1",
-           numbers(constant), constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
-    yield ("a ratio in proportion to n cures it", "LoRA+ thm. 1", numbers(linear),
+           numbers(constant),
+           constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
+    yield ("a ratio in proportion to n cures it", "LoRA+ thm. 1",
+           numbers(linear),
            max(linear) < 1.5 * min(linear))
-    bears = largest_that_learns(toy, "lr_A"), largest_that_learns(toy, "lr_B")
+
+    of_A, of_B = largest_that_learns(toy, "lr_A"), largest_that_learns(toy, "lr_B")
     yield ("in the toy, B bears larger learning rates than A", "LoRA+ §2, fig. 2",
-           f"the largest that learn: η_A {bears[0]:g}, η_B {bears[1]:g}", bears[1] > 9 * bears[0])
-    ratios = [[best_ratio(toy, seed, step) for seed in range(3)] for step in (10, 200)]
+           f"the largest that learn: η_A {of_A:g}, η_B {of_B:g}",
+           of_B > 9 * of_A)
+    early, late = ([best_ratio(toy, seed, step) for seed in range(3)] for step in (10, 200))
     yield ("there the best pairs have η_B ≫ η_A", "LoRA+ §2, fig. 2",
-           f"η_B/η_A {numbers(ratios[0])} after 10 steps, {numbers(ratios[1])} after 200, three "
-           f"seeds", min(ratios[0] + ratios[1]) >= 4)
+           f"η_B/η_A {numbers(early)} after 10 steps, {numbers(late)} after 200, three seeds",
+           min(early + late) >= 4)
+
+
+def of_lora_ga(alignment, samples):
     plain, ga, best = (column(alignment, "cosine", start=start)
                        for start in ("LoRA", "LoRA-GA", "best possible"))
     yield ("LoRA-GA's first step is the best of rank 2r", "LoRA-GA thm. 3.1",
            f"cosine {numbers(ga)}, best {numbers(best)}, LoRA {numbers(plain)} at r = "
-           f"{numbers(RANKS)}", all(abs(a - b) < 1e-3 for a, b in zip(ga, best)))
-    shares = column(samples, "share")
+           f"{numbers(RANKS)}",
+           all(abs(a - b) < 1e-3 for a, b in zip(ga, best)))
+    shares, questions = column(samples, "share"), column(samples, "questions")
     yield ("a few samples give a good enough gradient", "LoRA-GA §3.4",
-           f"{numbers(shares)} of the best cosine from "
-           f"{numbers(column(samples, 'questions'))} questions", shares[1] > 0.9)
-    plain, scaled = (column(conditioning, name, case="near start")
-                     for name in ("plain", "preconditioned"))
+           f"{numbers(shares)} of the best cosine from {numbers(questions)} questions",
+           shares[1] > 0.9)
+
+
+def of_the_preconditioner(conditioning, network):
+    def counts(rows, **where):
+        return [column(rows, name, **where) for name in ("plain", "preconditioned")]
+
+    plain, scaled = counts(conditioning, case="near start")
+    conditions = numbers(CONDITIONS + LARGER_CONDITIONS)
     yield ("preconditioned descent does not slow down with the condition number", "Riemannian §4",
-           f"{numbers(scaled)}, plain {numbers(plain)} at κ = "
-           f"{numbers(CONDITIONS + LARGER_CONDITIONS)}",
+           f"{numbers(scaled)}, plain {numbers(plain)} at κ = {conditions}",
            only_plain_slows_down(plain, scaled))
-    far_from = {"case": "random start"}
-    plain, scaled = ([statistics.median(column(conditioning, name, value=kappa, **far_from))
-                      for kappa in CONDITIONS] for name in ("plain", "preconditioned"))
+    by_seeds = [counts(conditioning, case="random start", value=each) for each in CONDITIONS]
+    plain, scaled = zip(*([statistics.median(seeds) for seeds in each] for each in by_seeds))
     yield ("nor does it from a small random start", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} (10000: or more)",
            only_plain_slows_down(plain, scaled))
-    plain, scaled = (column(network, name) for name in ("plain", "preconditioned"))
+    plain, scaled = counts(network)
     yield ("nor in a two-layer ReLU network", "Riemannian §4",
            f"{numbers(scaled)}, plain {numbers(plain)} at κ = "
            f"{numbers(column(network, 'condition'))}",
            only_plain_slows_down(plain, scaled))
-    plain, scaled = (column(conditioning, name, case="unbalanced start")
-                     for name in ("plain", "preconditioned"))
+    plain, scaled = counts(conditioning, case="unbalanced start")
     yield ("preconditioned descent does not see how BA is split into t·B and A/t", "Riemannian §3",
            f"{numbers(scaled)}, plain {numbers(plain)} at t = {numbers(IMBALANCES)}",
            max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
+
+
+def verdicts(scales, widths, toy, alignment, samples, conditioning, network):
+    """(claim, source, result, holds) from the rows of the tables."""
+    yield from of_scales(scales)
+    yield from of_lora_plus(widths, toy)
+    yield from of_lora_ga(alignment, samples)
+    yield from of_the_preconditioner(conditioning, network)
 
 
 def main():

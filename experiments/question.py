@@ -47,7 +47,7 @@ class Variant:
     always: tuple = ()  # rates that every seed tries, best or not
 
     def run(self, lr, seed, more=""):
-        """The flags of one run; steps, batch, betas and evaluations in full: defaults may change."""
+        """The flags of one run; steps, batch, betas, evaluations in full: defaults may change."""
         given = shlex.split(f"{self.flags} {more}")
         flags = compare.flags_of(given, self.data, self.method, lr, seed)
         return f"-m {self.module} {flags}" if self.module else flags
