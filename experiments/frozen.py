@@ -6,7 +6,7 @@ its rank rises to 128, half of what these layers have.
 """
 from experiments import compare, question
 
-FULL = (1.875e-4, 3.75e-4, 7.5e-4, 1.5e-3)
+FULL = (1.875e-4, 3.75e-4, 7.5e-4, 1.5e-3, 3e-3)
 FREEZE = "experiments.variant --freeze embeddings"
 VARIANTS = {
     "full fine-tuning": question.Variant("full", FULL, question.ON_CODE, data="code"),
