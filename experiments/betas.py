@@ -18,15 +18,20 @@ VARIANTS = {
 
 
 def text(found):
-    """A row a method, a column a pair: the best rate, what was learned and forgotten there."""
-    def cell(method, pair):
-        lr, results = compare.best(compare.at_rates(found, f"{method}, {pair}"))
+    """A row a method, a column a pair: what was learned and forgotten at the best rate; and what
+    had been forgotten when nine tenths were first learned."""
+    def at_best(rates):
+        lr, results = compare.best(rates)
         return f"{compare.spread(results, 'learned', '{:.1%}')} for " \
                f"{compare.median(results, 'forgotten'):.2f} nats, lr {lr}"
 
-    rows = [[compare.NAMES[method], *(cell(method, pair) for pair in PAIRS)]
-            for method in compare.METHODS]
-    return compare.markdown(["method", *(f"betas {pair}" for pair in PAIRS)], rows)
+    def table(first, cell):
+        rows = [[compare.NAMES[method], *(cell(compare.at_rates(found, f"{method}, {pair}"))
+                                          for pair in PAIRS)] for method in compare.METHODS]
+        return compare.markdown([first, *(f"betas {pair}" for pair in PAIRS)], rows)
+
+    equal = table("forgotten at 90 %, nats", lambda rates: compare.at_level(rates, 0.9))
+    return f"{table('at the best rate', at_best)}\n\n{equal}"
 
 
 def draw(found):
