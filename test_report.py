@@ -30,7 +30,7 @@ from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
 QUESTIONS = ("betas", "diversity", "fronts", "frozen", "libraries", "links", "longer", "memory",
-             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness",
+             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "shared",
              "speed", "starts", "subspaces", "systems", "targets", "toggles", "transfer")
 
 
