@@ -307,6 +307,12 @@ def only_plain_slows_down(plain, scaled):
     return scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0]
 
 
+def exponent(shares):
+    """The slope of log share over log width, from the least width to the largest."""
+    slope = math.log(shares[-1] / shares[0]) / math.log(WIDTHS[-1] / WIDTHS[0])
+    return round(slope, 2) + 0.0  # no minus zero
+
+
 def of_scales(scales):
     apart = max(float(row["difference"]) for row in scales)
     yield ("with Adam, (s, A's start, η_A, η_B) → (s/pq, p·, p·, q·) is the same run",
@@ -316,13 +322,13 @@ def of_scales(scales):
 def of_lora_plus(widths, toy):
     shared, constant, linear = (column(widths, "share_of_B", rule=rule) for rule in RULES)
     yield ("with one rate, B's share of the update vanishes as the width grows", "LoRA+ prop. 2",
-           f"{numbers(shared)} at n = {numbers(WIDTHS)}",
+           f"{numbers(shared)} at n = {numbers(WIDTHS)}, about n^{exponent(shared):.2f}",
            shared[-1] < shared[0] / 4)
     yield ("a constant ratio puts that off and does not cure it", "LoRA+ thm. 1",
-           numbers(constant),
+           f"{numbers(constant)}, about n^{exponent(constant):.2f}",
            constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
     yield ("a ratio in proportion to n cures it", "LoRA+ thm. 1",
-           numbers(linear),
+           f"{numbers(linear)}, about n^{exponent(linear):.2f}",
            max(linear) < 1.5 * min(linear))
 
     of_A, of_B = largest_that_learns(toy, "lr_A"), largest_that_learns(toy, "lr_B")
