@@ -8,7 +8,7 @@ import statistics
 import curves
 from experiments import claims, compare, question, sweep
 
-RATES = {1: (2.5e-3, 5e-3, 1e-2), 4: (1.25e-3, 2.5e-3, 5e-3),
+RATES = {1: (2.5e-3, 5e-3, 1e-2), 2: (1.75e-3, 3.5e-3, 7e-3), 4: (1.25e-3, 2.5e-3, 5e-3),
          8: (1e-3, 2e-3, 4e-3), 16: (1e-3, 2e-3, 4e-3), 64: (2.5e-4, 5e-4, 1e-3)}
 
 
