@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import huggingface
 import lora
-from data import base, tokenizer
+from data import base
 from data.files import (TEMPORARY, InputError, about_input, load_file, replace_file, save,
                         write_csv)
 
@@ -208,10 +208,7 @@ def save_results(args, model, result):
 
 def load_base(init_from=None, dropout=0.0):
     """The model that runs start from: the shipped GPT, or what `huggingface.load_gpt2` takes."""
-    if not init_from:
-        return base.load(dropout)
-    tokenizer.check_gpt2s(init_from)
-    return huggingface.load_gpt2(init_from, dropout)
+    return huggingface.load_gpt2(init_from, dropout) if init_from else base.load(dropout)
 
 
 def load_run(directory):

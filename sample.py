@@ -65,7 +65,7 @@ def run(args):
         raise InputError(f"--adapter: these runs are of different base models, {names}")
     [init_from] = starts
     args.device = pick_device(args.device)
-    encoding = tokenizer.load("gpt2" if init_from else "nanolora")
+    encoding = tokenizer.load_for(init_from)
     models = {"base": load_base(init_from)}
     for directory, (_, state) in runs.items():
         models[directory] = model_of(state, load_base(init_from))

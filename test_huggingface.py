@@ -382,7 +382,7 @@ def test_a_gpt2_of_another_vocabulary_is_not_read_with_gpt2s(tmp_path, name, of_
         tokenizer.check_gpt2s(checkpoint)
         (tmp_path / name).write_text(of_another, encoding="utf-8")
         with pytest.raises(InputError, match=f"{name} is not GPT-2's vocabulary"):
-            runs.load_base(str(checkpoint))
+            tokenizer.load_for(str(checkpoint))
 
 
 def test_streamed_pieces_join_to_the_text_even_where_a_character_takes_several_tokens():

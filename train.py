@@ -156,7 +156,7 @@ def build_optimizer(args, model):
 
 def load_tasks(args, model):
     """What to learn, and the docs that may be forgotten."""
-    encoding = tokenizer.load("gpt2" if args.init_from else "nanolora")
+    encoding = tokenizer.load_for(args.init_from)
     config = model.config
     if args.block_size > config.block_size or encoding.n_vocab > config.vocab_size:
         raise InputError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} "

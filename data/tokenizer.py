@@ -39,6 +39,14 @@ def load(name="nanolora"):
     return tiktoken.Encoding("nanolora", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
+def load_for(init_from):
+    """The vocabulary of the model that a run starts from: the shipped base, if None, or a GPT-2."""
+    if not init_from:
+        return load()
+    check_gpt2s(init_from)
+    return load("gpt2")
+
+
 def check_gpt2s(checkpoint):
     """InputError if a tokenizer's file lies by a checkpoint and is of another than GPT-2's own."""
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
