@@ -275,8 +275,6 @@ def network():
 # The verdicts
 
 TABLES = (scales, widths, toy, alignment, samples, conditioning, network)
-
-
 WORDS = {True: "holds", False: "does not hold here"}
 
 

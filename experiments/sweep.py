@@ -103,17 +103,21 @@ def work_of(table):
     return f"sweep-{short(str(Path(table).resolve()))}"
 
 
+@contextlib.contextmanager
 def locked(table):
-    """While a table is locked, no other process writes its rows."""
-    return lock(Path("out") / work_of(table))
+    """While a table is locked no other process writes its rows -> the directory for its runs."""
+    work = Path("out") / work_of(table)
+    with lock(work):
+        yield work
+    with contextlib.suppress(OSError):  # it holds runs of an earlier plan
+        work.rmdir()
 
 
 def sweep(every, table, jobs):
     """Runs what `every`, a list of flags, has and the CSV has not -> {flags: row}."""
     table = Path(table)
-    work = Path("out") / work_of(table)
     threads = max(1, os.cpu_count() // jobs)
-    with locked(table):
+    with locked(table) as work:
         rows = read(table)
         done = {row["flags"] for row in rows}
         missing = [flags for flags in every if flags not in done]
@@ -134,8 +138,6 @@ def sweep(every, table, jobs):
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    with contextlib.suppress(OSError):  # it holds runs of an earlier plan
-        work.rmdir()
     return {row["flags"]: row for row in read(table)}  # as the next command will find them
 
 
