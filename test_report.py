@@ -22,16 +22,17 @@ import runs
 import train
 from data import base
 from data.files import InputError, load_file
-from experiments import (claims, compare, figures, fronts, perturbation, plot, question, robustness,
-                         speed, subspaces, sweep, trained, variant)
+from experiments import (arrivals, claims, compare, figures, fronts, perturbation, plot, question,
+                         robustness, speed, starts, subspaces, sweep, trained, variant)
 from test_lora import ROOT
-from test_train import at_step, ctrl_c, tiny  # noqa: F401, a fixture
+from test_train import TINY, at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
-QUESTIONS = ("betas", "diversity", "fronts", "frozen", "libraries", "links", "longer", "memory",
-             "perturbation", "ranks", "rates", "ratios", "regularisation", "robustness", "shared",
-             "speed", "starts", "subspaces", "systems", "targets", "toggles", "transfer")
+QUESTIONS = ("arrivals", "betas", "diversity", "fronts", "frozen", "libraries",
+             "links", "longer", "memory", "perturbation", "ranks", "rates", "ratios",
+             "regularisation", "robustness", "shared", "speed", "starts", "subspaces", "systems",
+             "targets", "toggles", "transfer")
 
 
 def log_of(directory):
@@ -293,7 +294,7 @@ def test_the_readmes_table_is_that_of_the_stored_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in compare.table(found, compare.METHODS).splitlines():
         assert line in readme, line
-    told = (ROOT / "experiments" / "evidence.md").read_text(encoding="utf-8")
+    told = (ROOT / "experiments" / "details.md").read_text(encoding="utf-8")
     for line in compare.equal_learning(found, compare.METHODS).splitlines():
         assert line in told, line
     for method in compare.METHODS:
@@ -318,6 +319,49 @@ def test_stored_claims_hold_and_are_what_the_commands_compute():
         assert counts == [stored[case]["plain"], stored[case]["preconditioned"]]
 
 
+def sections(page):
+    """A page's text, in parts -> {heading as a link has it: the text under it}."""
+    _, *parts = re.split(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    anchors = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in parts[::2])
+    return dict(zip(anchors, parts[1::2]))
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")]
+LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_of_a_page_leads_somewhere(page):
+    for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in sections(target), f"{path}#{anchor}"
+
+
+def test_a_row_of_the_evidence_has_no_number_that_its_details_lack():
+    """Of those with a decimal point; the tables behind them are compared with the rows below."""
+    details = sections(ROOT / "experiments" / "details.md")
+    evidence = sections(ROOT / "experiments" / "evidence.md")["the-table"]
+    rows = [row.split(" | ") for row in evidence.splitlines()
+            if row.startswith("| ") and ("`python -m" in row or " | the same | " in row)]
+    assert len(rows) > 25
+    links = []
+    for claim, _, command, *told in rows:
+        links = LINK.findall(command) or links  # else the same as above
+        more = [link for cell in told for link in LINK.findall(cell)]
+        behind = "".join(details[anchor] for _, anchor in (*links, *more))
+        plain = re.sub(r"\([\d., ]+\)|δ = \S+", "", " ".join(told))  # betas, not results
+        for found in re.findall(r"(?<![\w.])\d+\.\d+", plain):
+            assert re.search(rf"(?<![\d.]){re.escape(found)}(?!\d)", behind), (claim, found)
+
+
+def test_the_evidence_is_read_in_fifteen_minutes():
+    words = (ROOT / "experiments" / "evidence.md").read_text(encoding="utf-8").split()
+    assert sum(any(map(str.isalnum, word)) for word in words) < 15 * 250  # words a minute
+
+
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_question_is_told_as_its_rows_have_it(name):
     asked = importlib.import_module(f"experiments.{name}").QUESTION
@@ -338,7 +382,8 @@ def test_a_question_runs_what_is_missing_and_goes_on(tmp_path, monkeypatch, caps
     assert "0 of 2 runs" in out and "| LoRA | 0.001 |" in out and "| random | 0.001 |" in out
     rows = sweep.read("out/quick/asked.csv")
     assert sorted(row["flags"].split()[0] for row in rows) == ["--data", "-m"]
-    assert all(float(row["early"]) > 0 for row in rows)
+    assert all(0 < float(row["early"]) == pytest.approx(float(row["losses"]), abs=1e-3)
+               for row in rows)  # four steps, less than a block of ten
     question.ask(asked)
     assert "2 of 2 runs" in capsys.readouterr().out
 
@@ -351,6 +396,7 @@ def test_every_question_has_a_table_and_a_figure_of_a_quick_look(name, tmp_path)
         return
     quick = asked.quick()
     every = quick.plan(1, question.QUICK)
+    assert not any("shakespeare" in flags for flags in every)  # it would have to be downloaded
     nothing = {**dict.fromkeys(compare.NUMBERS, "1"), "learned": "0.0",
                "path": "0:0.0:3.0 4:0.0:3.0"}
     on_math = {flags: "--data math" in flags for flags in every}
@@ -380,7 +426,8 @@ def test_a_run_is_begun_anew_where_a_checkpoint_does_not_hold_all_of_it():
         assert sweep.how_to_go_on(flags) == how
 
 
-@pytest.mark.parametrize("flags", ["--start gaussian --method lora", "--freeze A --method full"])
+@pytest.mark.parametrize("flags", ["--start gaussian --method lora", "--freeze A --method full",
+                                   "--gradient_batches 1 --method lora"])
 def test_a_variant_that_would_be_the_plain_method_is_refused(flags, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["variant", *flags.split(), "--steps", "1"])
@@ -482,6 +529,23 @@ def test_speed_is_the_first_step_seen_above_a_level():
     assert [speed.steps_to(run, level) for level in (0.5, 0.9, 0.99)] == [1, 3, math.inf]
 
 
+def test_arrival_is_the_end_of_the_first_ten_steps_below_a_level():
+    run = {"losses": [2.0, 1.4, 1.6, 1.1]}
+    assert [arrivals.steps_to(run, level) for level in (1.5, 1.2, 1)] == [20, 40, math.inf]
+    of_rates = {1e-3: [{"n": 3}, {"n": 5}, {"n": math.inf}], 2e-3: [{"n": 6}, {"n": 1}, {"n": 7}]}
+    cell = arrivals.soonest(of_rates, lambda result: result["n"], "{:.0f}")
+    assert cell == "5 (3 to inf), lr 0.001"
+
+
+def test_starts_arrive_at_the_rates_that_began_fastest_and_ended_lowest():
+    found = starts.QUESTION.stored()
+    for name, variant in arrivals.VARIANTS.items():
+        rates = compare.at_rates(found, name)
+        [fastest] = (lr for lr in rates if rates[lr][0]["early"] == min(
+            results[0]["early"] for results in rates.values()))  # of the first seed
+        assert list(variant.rates) == list(dict.fromkeys((fastest, compare.best_rate(rates)))), name
+
+
 def test_a_table_goes_to_its_place_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one -->\nold\n<!-- end of one -->\nb <!-- two -->\n")
@@ -536,6 +600,17 @@ def test_with_the_embeddings_frozen_lora_s_layers_alone_are_trained(tiny, monkey
     adapted = {f"{name}.weight" for name in lora.lora_layers(lora.apply_lora(runs.load_base()))}
     for name, before in runs.load_base().state_dict().items():
         assert torch.equal(trained[name], before) == (name not in adapted), name
+
+
+def test_a_variant_takes_the_gradient_of_as_many_batches_as_it_is_told(tiny, monkeypatch):
+    taken, own = [], lora.lora_ga_init
+    monkeypatch.setattr(train, "GA_BATCHES", train.GA_BATCHES)  # so that it is put back
+    monkeypatch.setattr(lora, "lora_ga_init", lambda model, batches, *rest: (
+        taken.append(len(batches)), own(model, batches, *rest)))
+    flags = f"--gradient_batches 2 --method loraga --rank 4 {TINY} --steps 1"
+    monkeypatch.setattr("sys.argv", ["variant", *flags.split()])
+    variant.main()
+    assert taken == [2]
 
 
 def test_starts_have_the_norms_that_they_say():

@@ -89,11 +89,12 @@ def outcome(row, metric):
         worst = 0.0 if metric == "exact match" else float("inf")
         return {"metric": metric, "learned": worst, "loss": float("inf"),
                 "forgotten": float("inf"), "early": float("inf"),
-                "trained": 0, "optimizer_bytes": 0, "seconds": 0, "path": []}
+                "trained": 0, "optimizer_bytes": 0, "seconds": 0, "losses": [], "path": []}
     result = {name: float(row.get(name) or "nan") for name in NUMBERS}
     result["metric"] = metric
     result["forgotten"] = result["docs"] - result["docs_before"]
     result["learned"] = result["loss"] if metric == "loss" else result["learned"]
+    result["losses"] = [float(loss) for loss in (row.get("losses") or "").split()]
     result["path"] = [[float(number) for number in point.split(":")]
                       for point in row["path"].split()]
     return result

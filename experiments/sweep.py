@@ -25,8 +25,9 @@ from runs import lock, number
 
 ROOT = Path(__file__).parents[1]
 EARLY = 50  # steps, whose mean training loss is the column `early`
+BLOCK = 10  # steps, whose mean training loss is each number of the column `losses`
 COLUMNS = ("flags", "metric", "learned_before", "learned", "loss", "docs_before", "docs",
-           "trained", "optimizer_bytes", "seconds", "early", "path")
+           "trained", "optimizer_bytes", "seconds", "early", "losses", "path")
 
 
 def read(table):
@@ -77,6 +78,7 @@ def row_of(flags, directory):
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     with open(directory / "log.csv", encoding="utf-8", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
+    blocks = (losses[start:start + BLOCK] for start in range(0, len(losses), BLOCK))
     path = " ".join(f"{step}:{metric:.4f}:{docs:.4f}" for step, metric, docs in result["history"])
     return {"flags": flags, "metric": result["metric_name"],
             "learned_before": round(result["metric_before"], 4),
@@ -86,7 +88,7 @@ def row_of(flags, directory):
             "docs": round(result["source_loss_after"], 4),
             "trained": result["trainable_params"], "optimizer_bytes": result["optimizer_bytes"],
             "seconds": round(result["seconds"]), "early": round(statistics.mean(losses[:EARLY]), 4),
-            "path": path}
+            "losses": " ".join(f"{statistics.mean(block):.3f}" for block in blocks), "path": path}
 
 
 def short(text):

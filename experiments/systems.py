@@ -5,7 +5,7 @@ of another kind than LoRA's factors have rates of their own.
 """
 from experiments import compare, question
 
-PAGE = question.EVIDENCE.parents[1] / "exercises" / "README.md"
+PAGE = question.DETAILS.parents[1] / "exercises" / "README.md"
 RATES = (2.5e-3, 5e-3, 1e-2)
 SYSTEMS = {  # exercise: (name, learning rates, more flags)
     "ex06_serial_adapter": ("serial adapter, m 32", (1e-3, 3e-3, 1e-2), "--rank 32"),

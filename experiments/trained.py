@@ -1,7 +1,7 @@
 """What the measurements of trained weights share: models, kept in out/trained -> rows, a table.
 
     python -m experiments.perturbation            trains what is missing, measures, and puts the
-                                                  table into evidence.md
+                                                  table into details.md
     python -m experiments.perturbation --quick    four steps a run, for a look, in out/quick
     python -m experiments.perturbation --stored   no runs: the table of the stored rows
 """
@@ -30,7 +30,7 @@ class Measurement:
     rows: Callable
     text: Callable
     draw: Callable = None
-    page: Path = question.EVIDENCE
+    page: Path = question.DETAILS
 
     def stored(self):
         return sweep.read(question.RESULTS / f"{self.name}.csv")

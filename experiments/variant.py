@@ -4,6 +4,7 @@
     python -m experiments.variant --optimizer sgd --method riemannian --lr 0.3
     python -m experiments.variant --freeze A --method lora --lr 2e-2
     python -m experiments.variant --freeze embeddings --method full
+    python -m experiments.variant --gradient_batches 1 --method loraga
 """
 import argparse
 import functools
@@ -13,6 +14,7 @@ import torch
 
 import lora
 import train
+from runs import number
 
 
 def orthonormal(rows, columns, device):
@@ -86,15 +88,19 @@ def main():
     parser.add_argument("--start", choices=STARTS, help="of the factors, with --init ga")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--freeze", choices=FREEZE, help="LoRA's A, or all that LoRA leaves alone")
+    parser.add_argument("--gradient_batches", type=number(int, 1), metavar="N",
+                        help=f"of which LoRA-GA takes its gradient; {train.GA_BATCHES} without it")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     own, rest = parser.parse_known_args()
     args = train.parse_args(rest)
-    if own.start and args.init != "ga":
-        parser.error(f"--start {own.start} is a start of LoRA-GA's form: it needs --init ga")
+    for flag in ("start", "gradient_batches"):
+        if getattr(own, flag) and args.init != "ga":
+            parser.error(f"--{flag} {getattr(own, flag)} is LoRA-GA's alone: it needs --init ga")
     if own.freeze == "A" and args.rank is None:
         parser.error(f"--freeze A needs an adapter, which --method {args.method} does not have")
     if own.start:
         lora.lora_ga_factors = functools.partial(start, own.start)
+    train.GA_BATCHES = own.gradient_batches or train.GA_BATCHES
     if own.optimizer == "sgd":
         train.build_optimizer = with_sgd
     if own.freeze:
