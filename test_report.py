@@ -29,7 +29,7 @@ from test_train import TINY, at_step, ctrl_c, tiny  # noqa: F401, a fixture
 
 drawn = pytest.mark.skipif(not curves.available(), reason="matplotlib is not installed")
 MATH = ROOT / "experiments" / "results" / "math" / "runs.csv"
-QUESTIONS = ("arrivals", "betas", "diversity", "fronts", "frozen", "libraries",
+QUESTIONS = ("arrivals", "betas", "diversity", "fronts", "frozen", "gradients", "libraries",
              "links", "longer", "memory", "perturbation", "ranks", "rates", "ratios",
              "regularisation", "robustness", "shared", "speed", "starts", "subspaces", "systems",
              "targets", "toggles", "transfer")
@@ -349,6 +349,7 @@ def test_a_row_of_the_evidence_has_no_number_that_its_details_lack():
     assert len(rows) > 25
     links = []
     for claim, _, command, *told in rows:
+        assert len(told) == 2, claim
         links = LINK.findall(command) or links  # else the same as above
         more = [link for cell in told for link in LINK.findall(cell)]
         behind = "".join(details[anchor] for _, anchor in (*links, *more))
@@ -518,10 +519,9 @@ def test_a_front_keeps_what_no_other_point_beats():
 def test_the_usable_rates_are_those_around_the_best():
     """Neighbours only: a rate beyond a bad one does not count."""
     losses = {1e-3: 1.2, 3e-3: 2.0, 1e-2: 1.05, 3e-2: 1.0, 0.1: 1.15, 0.3: 9.0}
-    found = [{**result("one", lr, 0.5), "loss": loss} for lr, loss in losses.items()]
-    assert robustness.usable(found, "one", 1.1) == (1.0, 3e-2, "× 3")
-    assert robustness.usable(found, "one", 1.25) == (1.0, 3e-2, "× 10")
-    assert robustness.usable(found, "one", 2) == (1.0, 3e-2, "≥ × 100")  # perhaps lower ones too
+    assert robustness.usable(losses, 1.1) == "× 3"
+    assert robustness.usable(losses, 1.25) == "× 10"
+    assert robustness.usable(losses, 2) == "≥ × 100"  # perhaps lower ones too
 
 
 def test_speed_is_the_first_step_seen_above_a_level():
@@ -533,7 +533,7 @@ def test_arrival_is_the_end_of_the_first_ten_steps_below_a_level():
     run = {"losses": [2.0, 1.4, 1.6, 1.1]}
     assert [arrivals.steps_to(run, level) for level in (1.5, 1.2, 1)] == [20, 40, math.inf]
     of_rates = {1e-3: [{"n": 3}, {"n": 5}, {"n": math.inf}], 2e-3: [{"n": 6}, {"n": 1}, {"n": 7}]}
-    cell = arrivals.soonest(of_rates, lambda result: result["n"], "{:.0f}")
+    cell = arrivals.lowest(of_rates, lambda result: result["n"], "{:.0f}")
     assert cell == "5 (3 to inf), lr 0.001"
 
 

@@ -9,7 +9,7 @@ CODE_900 = "--steps 900 --eval_interval 150 --batch_size 8"
 VARIANTS = {
     "full, 1000 steps": question.Variant("full", (1.5e-3, 3e-3, 6e-3)),
     "full, 3000 steps": question.Variant("full", (7.5e-4, 1.5e-3), "--steps 3000",
-                                         always=(1.5e-3,)),
+                                         always=(7.5e-4, 1.5e-3)),
     "LoRA, 1000 steps": question.Variant("lora", (2.5e-3, 5e-3, 1e-2)),
     "LoRA, 3000 steps": question.Variant("lora", (2.5e-3,), "--steps 3000"),
     "code: full, 300 steps": question.Variant("full", (3.75e-4, 7.5e-4, 1.5e-3, 3e-3),

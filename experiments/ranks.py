@@ -11,8 +11,8 @@ RATES = {1: (5e-3, 1e-2, 2e-2), 2: (5e-3, 1e-2, 2e-2), 4: (2.5e-3, 5e-3, 1e-2),
          8: (2.5e-3, 5e-3, 1e-2), 32: (1.25e-3, 2.5e-3, 5e-3),
          128: (6.25e-4, 1.25e-3, 2.5e-3, 5e-3)}
 DATA = {"math": ("", 1), "code": (question.ON_CODE, 2)}  # on code twice these rates
-ALWAYS = {"math: r 128": (6.25e-4,)}  # less forgotten at a LEVEL
-LEVELS = {"math": (0.9, "exact match"), "code": (1.95, "loss")}  # what most ranks learn
+ALWAYS = {"math: r 128": (6.25e-4,), "code: r 32": (2.5e-3,)}  # these forget less at a level
+LEVELS = {"math": (0.9, "exact match"), "code": (1.95, "loss")}  # what rank 8 and more learn
 VARIANTS = {
     f"{data}: r {rank}": question.Variant(
         "lora", tuple(times * lr for lr in rates),

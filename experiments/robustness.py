@@ -25,28 +25,36 @@ VARIANTS = {
     for optimizer, rank in CASES for method in NAMES}
 
 
-def usable(found, variant, near):
-    """The best loss, its rate, and the factor over which the rates around it are nearly as good,
-    in words: at least so much, where the rates that were tried end before the good ones do."""
-    losses = {lr: compare.median(results, "loss")
-              for lr, results in compare.at_rates(found, variant).items()}
+def losses_of(found, variant):
+    return {lr: compare.median(results, "loss")
+            for lr, results in compare.at_rates(found, variant).items()}
+
+
+def usable(losses, limit):
+    """The factor over which the rates around the best have a loss of `limit` at most, in words: at
+    least so much, where the rates that were tried end before the good ones do."""
     at, rates = min(losses, key=losses.get), list(losses)
     low = high = rates.index(at)
-    while low > 0 and losses[rates[low - 1]] <= near * losses[at]:
+    while low > 0 and losses[rates[low - 1]] <= limit:
         low -= 1
-    while high + 1 < len(rates) and losses[rates[high + 1]] <= near * losses[at]:
+    while high + 1 < len(rates) and losses[rates[high + 1]] <= limit:
         high += 1
     cut = low == 0 or high + 1 == len(rates)
-    return losses[at], at, f"{'≥ ' * cut}× {rates[high] / rates[low]:.0f}"
+    return f"{'≥ ' * cut}× {rates[high] / rates[low]:.0f}"
 
 
 def text(found):
-    header = ["optimizer, rank", "best loss", "at lr", "rates within 10 % of it", "within 25 %"]
+    header = ["optimizer, rank", "best loss", "at lr", "rates within 10 % of it", "within 25 %",
+              "within 25 % of the higher of the two"]
     rows = []
-    for variant in VARIANTS:
-        best, lr, _ = usable(found, variant, NEAR[0])
-        factors = [usable(found, variant, near)[2] for near in NEAR]
-        rows.append([variant, f"{best:.3f}", f"{lr:g}", *factors])
+    for case in CASES:
+        tried = {method: losses_of(found, name(*case, method)) for method in NAMES}
+        higher = max(min(losses.values()) for losses in tried.values())
+        for method, losses in tried.items():
+            least = min(losses.values())
+            limits = [*(near * least for near in NEAR), NEAR[-1] * higher]
+            rows.append([name(*case, method), f"{least:.3f}", f"{min(losses, key=losses.get):g}",
+                         *(usable(losses, limit) for limit in limits)])
     return compare.markdown(header, rows)
 
 

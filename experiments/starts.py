@@ -6,7 +6,8 @@ AdamW for 300. How fast each begins: experiments.arrivals.
 """
 from experiments import compare, question
 
-STARTS = {  # name: flags of experiments.variant, flags of train.py
+STARTS = {  # name: flags of experiments.variant, flags of train.py; all have LoRA-GA's scale s,
+    # "large" is as large as its factors, "small" as LoRA's A
     "LoRA's: A small and random, B = 0": ("", "--init kaiming"),
     "A large and random, B = 0": ("--start large-A", ""),
     "A along the gradient, B = 0": ("--start aligned-A", ""),

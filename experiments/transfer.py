@@ -1,8 +1,9 @@
 """Does the advice from `math` hold elsewhere? Its rates, unchanged, on data that nobody tuned on.
 
 A file of pairs (E2E's form), Shakespeare's plays and Python's code, each also with half, twice and
-four times the rates as a check, on code with a quarter, and full fine-tuning with less. Batches of
-8, which have as many tokens as the 32 sums of `math`. The plays are a download, kept in data/cache.
+four times the rates, to see what tuning gains, on code with a quarter, and full fine-tuning with
+less. Batches of 8, which have as many tokens as the 32 sums of `math`. The plays are a download,
+kept in data/cache.
 """
 import train
 from experiments import compare, question
@@ -14,7 +15,7 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
 LOWER = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)  # for full fine-tuning, which forgets less with these
-ALWAYS = {"full": (1, 0.25, 0.125, 0.0625), "loraplus": (1, 0.5)}  # what every seed has; else 1
+ALWAYS = {"full": (1, 0.25, 0.125, 0.0625), "loraplus": (1, 0.5)}  # times math's, for every seed; else 1
 
 
 def variant(data, flags, method, factors):
@@ -35,7 +36,7 @@ def text(found):
         tried = {method: compare.at_rates(found, f"{name}: {compare.NAMES[method]}")
                  for method in compare.METHODS}
         if not any(tried.values()):
-            continue  # a quick look downloads nothing
+            continue  # --quick leaves the plays out
         level = compare.common_level(tried)
         rows = []
         for method, rates in tried.items():
@@ -43,7 +44,7 @@ def text(found):
             _, learned, forgotten, at_level = compare.trade(rates, level)
             rows.append([compare.NAMES[method], compare.spread(rates[own], "loss", "{:.3f}"),
                          learned, f"{best / own:g}", forgotten, at_level])
-        header = [name, "loss at math's rate", "best loss", "at × math's rate", "forgotten, nats",
+        header = [name, "loss at math's rate", "at its own rate", "× math's", "forgotten, nats",
                   f"forgotten at loss {level:.3f}"]
         tables.append(compare.markdown(header, rows))
     return "\n\n".join(tables)
