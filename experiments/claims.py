@@ -313,7 +313,7 @@ def exponent(shares):
 
 def of_scales(scales):
     apart = max(float(row["difference"]) for row in scales)
-    yield ("with Adam, (s, A's start, η_A, η_B) → (s/pq, p·, p·, q·) is the same run",
+    yield ("A's start and η_A times p, η_B times q, s over pq: with Adam the same run",
            "LoRA Without Regret", f"difference {apart:.0e} after 50 steps", apart < 1e-10)
 
 
@@ -335,7 +335,8 @@ def of_lora_plus(widths, toy):
            of_B > 9 * of_A)
     early, late = ([best_ratio(toy, seed, step) for seed in range(3)] for step in (10, 200))
     yield ("there the best pairs have η_B ≫ η_A", "LoRA+ §2, fig. 2",
-           f"η_B/η_A {numbers(early)} after 10 steps, {numbers(late)} after 200, three seeds",
+           f"η_B/η_A of the best, by seed: {numbers(early)} after 10 steps, {numbers(late)} after "
+           "200",
            min(early + late) >= 4)
 
 
@@ -359,21 +360,22 @@ def of_the_preconditioner(conditioning, network):
     plain, scaled = counts(conditioning, case="near start")
     conditions = numbers(CONDITIONS + LARGER_CONDITIONS)
     yield ("preconditioned descent does not slow down with the condition number", "Riemannian §4",
-           f"{numbers(scaled)}, plain {numbers(plain)} at κ = {conditions}",
+           f"steps: {numbers(scaled)}, plain {numbers(plain)} at κ = {conditions}",
            only_plain_slows_down(plain, scaled))
     by_seeds = [counts(conditioning, case="random start", value=each) for each in CONDITIONS]
     plain, scaled = zip(*([statistics.median(seeds) for seeds in each] for each in by_seeds))
     yield ("nor does it from a small random start", "Riemannian §4",
-           f"{numbers(scaled)}, plain {numbers(plain)} (10000: or more)",
+           f"steps: {numbers(scaled)}, plain {numbers(plain)} at κ = {numbers(CONDITIONS)} "
+           "(10000: or more)",
            only_plain_slows_down(plain, scaled))
     plain, scaled = counts(network)
     yield ("nor in a two-layer ReLU network", "Riemannian §4",
-           f"{numbers(scaled)}, plain {numbers(plain)} at κ = "
+           f"steps: {numbers(scaled)}, plain {numbers(plain)} at κ = "
            f"{numbers(column(network, 'condition'))}",
            only_plain_slows_down(plain, scaled))
     plain, scaled = counts(conditioning, case="unbalanced start")
     yield ("preconditioned descent does not see how BA is split into t·B and A/t", "Riemannian §3",
-           f"{numbers(scaled)}, plain {numbers(plain)} at t = {numbers(IMBALANCES)}",
+           f"steps: {numbers(scaled)}, plain {numbers(plain)} at t = {numbers(IMBALANCES)}",
            max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
 
 
