@@ -30,8 +30,6 @@ RATES = {
     },
 }
 LEVELS = {"sgd": (1.5, 1.1), "adamw": (1.0, 0.7)}  # nats per token of the sums' answers
-
-
 VARIANTS = {f"{optimizer}; {start}": starts.variant(optimizer, start, rates, evaluations=1)
             for optimizer, of_starts in RATES.items() for start, rates in of_starts.items()}
 
