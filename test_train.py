@@ -289,6 +289,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tiny, tmp_path, monkeyp
 
 
 def test_a_signal_stops_after_the_step_a_second_ctrl_c_at_once_and_earlier_ones_too(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         with runs.stop_on_signal() as stop:
