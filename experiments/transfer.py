@@ -15,7 +15,8 @@ DATA = {  # name: what to train on, how, and the learning rates, times those of 
     "code": ("code", question.ON_CODE, (0.25, 0.5, 1, 2, 4)),
 }
 LOWER = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)  # for full fine-tuning, which forgets less with these
-ALWAYS = {"full": (1, 0.25, 0.125, 0.0625), "loraplus": (1, 0.5)}  # times math's, for every seed; else 1
+# Every seed has these, times the rate of `math`, and the others that alone
+ALWAYS = {"full": (1, 0.25, 0.125, 0.0625), "loraplus": (1, 0.5)}
 
 
 def variant(data, flags, method, factors):
