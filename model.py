@@ -5,12 +5,23 @@ Architecture: GPT-2 (Radford et al., 2019): pre-norm blocks, learned positions, 
 the tanh approximation of GELU.
 """
 import contextlib
+import json
 import math
+import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+
+BASE = Path(__file__).parent / "data" / "base.pt"  # the shipped model
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_URL = "https://huggingface.co/openai-community/{}/resolve/main/{}"
+# What config.json of a GPT-2 like OpenAI's says; a missing entry means the same.
+GPT2_CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+               "tie_word_embeddings": True, "scale_attn_weights": True,
+               "scale_attn_by_inverse_layer_idx": False}
 
 
 @dataclass
@@ -127,31 +138,54 @@ class GPT(nn.Module):
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
+    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
         """Continues idx (B, T) by max_new_tokens tokens -> (B, T + max_new_tokens).
 
-        temperature 0 (or below 1e-4) takes the likeliest token each time; top_k samples among the k
-        likeliest. The samples come from a generator of their own: the same seed gives the same
-        text, and no other randomness moves.
+        temperature  0 is greedy decoding: the likeliest token each time
+        top_k        sample among the k likeliest tokens only
+        seed         of the samples, which leave torch's global random state alone
         """
-        return torch.cat((idx, *self.stream(idx, max_new_tokens, temperature, top_k, seed)), dim=1)
-
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=0):
-        """What `generate` appends to idx, one token (B, 1) at a time, as soon as it is there."""
         generator = torch.Generator(idx.device).manual_seed(seed)
-        for _ in range(max_new_tokens):
-            with torch.no_grad(), eval_mode(self):
-                logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()  # (B, V)
-            if temperature < 1e-4:
-                token = logits.argmax(dim=-1, keepdim=True)
-            else:
-                if top_k is not None:
-                    kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                    logits = logits.masked_fill(logits < kth, -torch.inf)
-                probabilities = torch.softmax(logits / temperature, dim=-1)
-                token = torch.multinomial(probabilities, 1, generator=generator)
-            idx = torch.cat((idx, token), dim=1)
-            yield token
+        with eval_mode(self):
+            for _ in range(max_new_tokens):
+                context = idx[:, -self.config.block_size:]
+                logits = self(context)[0][:, -1].float()  # (B, V)
+                if temperature < 1e-4:
+                    next_token = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+                else:
+                    if top_k is not None:
+                        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+                        logits = logits.masked_fill(logits < kth, -torch.inf)
+                    probabilities = torch.softmax(logits / temperature, dim=-1)
+                    next_token = torch.multinomial(probabilities, 1, generator=generator)
+                idx = torch.cat((idx, next_token), dim=1)
+        return idx
+
+    @classmethod
+    def from_pretrained(cls, name_or_path="base", dropout=0.0):
+        """A GPT with trained weights, in float32 on the CPU.
+
+        name_or_path  "base", the model in data/base.pt; "gpt2", "gpt2-medium", "gpt2-large" or
+                      "gpt2-xl", downloaded once into torch.hub's folder; or a path: a model.pt
+                      that train.py wrote, a GPT-2 checkpoint with its config.json beside it, or
+                      the folder of `save_pretrained`
+        Raises ValueError for a file that is damaged or holds no GPT-2, OSError if a download fails.
+        """
+        path = find_checkpoint(str(name_or_path))
+        contents = read_tensors(path)
+        if "config" in contents:  # a file of train.py
+            config, state = contents["config"], contents["model"]
+        else:
+            config, state = from_gpt2(path, contents)
+        model = cls(GPTConfig(**{**config, "dropout": dropout}))
+        try:
+            missing, unexpected = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # shapes that differ
+            raise ValueError(f"{path} is not of its config's size: {error}".replace("\n", " "))
+        if unexpected or missing != ["lm_head.weight"]:  # that one is tied
+            raise ValueError(f"{path} is not a whole GPT-2: {[*missing, *unexpected][:3]}")
+        return model
 
 
 @contextlib.contextmanager
@@ -164,3 +198,80 @@ def eval_mode(model):
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+# ---- Checkpoints -----------------------------------------------------------------------------------
+
+
+def find_checkpoint(name_or_path):
+    """The path of a checkpoint's file; GPT-2's is downloaded if it is not there yet."""
+    if name_or_path == "base":
+        return BASE
+    if name_or_path in GPT2_NAMES:
+        return download_gpt2(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        safe = path / "model.safetensors"
+        path = safe if safe.exists() else path / "pytorch_model.bin"
+    if not path.is_file():
+        raise ValueError(f"{path} is not a checkpoint's file or folder, nor one of base, "
+                         f"{', '.join(GPT2_NAMES)}")
+    return path
+
+
+def download_gpt2(name):
+    """OpenAI's weights from the Hugging Face hub, kept in torch.hub's folder -> their path."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "pytorch_model.bin"):
+        url = GPT2_URL.format(name, file)
+        if not (folder / file).exists():
+            try:
+                torch.hub.download_url_to_file(url, str(folder / file))
+            except OSError as error:
+                raise OSError(f"the download of {url} failed ({error}): put the file into {folder}")
+    return folder / file
+
+
+def read_tensors(path):
+    """The tensors in a .safetensors or a PyTorch file -> dict; ValueError for a damaged file."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError:
+            raise ValueError(f"{path} needs a package: pip install safetensors")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}")
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError):
+        raise ValueError(f"{path} is damaged or not a checkpoint")
+
+
+def from_gpt2(path, tensors):
+    """A Hugging Face GPT-2 checkpoint -> our config, our state dict."""
+    file = path.with_name("config.json")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in GPT2_CONFIG.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{file} is not of a GPT-2 like OpenAI's: {key} is {config[key]!r}, "
+                             f"allowed is {value!r}")
+    ours = {"block_size": config["n_positions"]}
+    for key in ("vocab_size", "n_layer", "n_head", "n_embd"):
+        ours[key] = config[key]
+    state = {}
+    for name, value in tensors.items():
+        # Two buffers hold attention's mask; the output layer is tied to the embedding.
+        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
+            state["transformer." + name.removeprefix("transformer.")] = to_hugging_face(name, value)
+    return ours, state
+
+
+def to_hugging_face(name, tensor):
+    """A tensor as Hugging Face's GPT-2 has it, or back: its Conv1D weights are (d_in, d_out)."""
+    conv1d = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+    return tensor.T if conv1d else tensor
