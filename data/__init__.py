@@ -1,1 +1,1 @@
-"""What nanoLoRA learns from: text `corpora`, `tasks` with batches and metrics, the `tokenizer`."""
+"""What nanoLoRA learns from: `tasks`, the `tokenizer`, and `prepare`, which makes text files."""

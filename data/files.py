@@ -1,31 +1,34 @@
-"""Files that are whole or absent, and the error for what a user can mend."""
+"""The error for what a user can correct, and files that are written whole or not at all."""
 import contextlib
 import csv
 import io
 import os
-import warnings
-import zipfile
 from pathlib import Path
-
-import torch
-
-TEMPORARY = ".nanolora-tmp"  # the end of the name of a file that is being written
-warnings.filterwarnings("ignore", "Detected pickle protocol")  # load_file says what there is to say
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: a sentence, which commands print without a traceback."""
+    """What the user gave cannot be used: one sentence, which commands print without a traceback."""
+
+
+@contextlib.contextmanager
+def about_input(what):
+    """Turns a ValueError or an OSError of the block into an InputError about `what` was given."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 @contextlib.contextmanager
 def replace_file(path):
-    """Opens a temporary file beside `path` for bytes; it becomes `path` if the block succeeds."""
+    """Opens a temporary file for bytes; it becomes `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
+            # The bytes reach the disk before the name does, so that a power cut leaves no half.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -33,18 +36,8 @@ def replace_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def save(path, value):
-    """Writes tensors and plain data in PyTorch's format; OSError if that fails."""
-    try:
-        with replace_file(path) as file:
-            torch.save(value, file)
-    except RuntimeError as error:  # what torch.save makes of a write that failed
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{path} could not be written: is the disk full? ({reason})") from None
-
-
 def write_csv(path, columns, rows):
-    """Writes rows, dicts, under a line with their columns' names."""
+    """Writes rows, which are dicts, under a line with the columns' names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -53,22 +46,34 @@ def write_csv(path, columns, rows):
         file.write(text.getvalue().encode())
 
 
+# ---- Used until the new train.py is there ----------------------------------------------------------
+
+import warnings  # noqa: E402
+import zipfile  # noqa: E402
+
+TEMPORARY = ".tmp"  # the end of the name of a file that is being written
+warnings.filterwarnings("ignore", "Detected pickle protocol")
+
+
+def save(path, value):
+    """Writes tensors and plain data in PyTorch's format; OSError if that fails."""
+    import torch
+    try:
+        with replace_file(path) as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # what torch.save makes of a write that failed
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{path} could not be written: is the disk full? ({reason})") from None
+
+
 def load_file(path):
     """The dict that `save` wrote; InputError if it cannot be read or holds more than plain data."""
+    import torch
     try:
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
-            raise InputError  # torch.load looks at no checksum
+            raise InputError
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except MemoryError:
         raise
-    except Exception:  # torch raises many kinds, of many lines, for a damaged file
+    except Exception:
         raise InputError(f"{path} is missing, damaged or not a checkpoint") from None
-
-
-@contextlib.contextmanager
-def about_input(what):
-    """Within the block, a ValueError of a library is about `what` the user gave: an InputError."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(f"{what}: {error}") from error
