@@ -1,18 +1,20 @@
-"""GPT-2's weights in, PEFT adapters in and out, merged checkpoints out, without `transformers`.
+"""LoRA adapters in PEFT's format, and merged models as Hugging Face's GPT-2.
 
-    model = load_gpt2("gpt2")           # or the path, the directory or the URL of a checkpoint
-    export_peft(model, "my_adapter")    # for peft.PeftModel.from_pretrained(hf_gpt2, "my_adapter")
-    load_peft(load_gpt2("gpt2"), "my_adapter")
-    merge_and_save(model, "my_model")   # for transformers.AutoModelForCausalLM.from_pretrained
+    python huggingface.py peft out/math-lora-r8      a run's adapter for PEFT, in OUT_DIR/peft
+    python huggingface.py merged out/math-lora-r8    a GPT-2 with the adapter in its weights,
+                                                     in OUT_DIR/merged
 
-A checkpoint is a dict of tensors with config.json beside it. HF's GPT-2 keeps its linear layers as
-Conv1D: weights are (d_in, d_out), the transpose of nn.Linear's. A PEFT adapter consists of
-adapter_config.json, with s = lora_alpha/r (lora_alpha/√r if use_rslora), and
-adapter_model.safetensors, or .bin: "base_model.model.<layer>.lora_A.weight" (r, d_in),
-"….lora_B.weight" (d_out, r), and the parameters of modules_to_save, which train in full.
+    export_peft(model, "my_adapter")    # for peft.PeftModel.from_pretrained(hf_model, "my_adapter")
+    load_peft(model, "my_adapter")      # onto the base model
+    save_merged(model, "my_model")      # for transformers.AutoModelForCausalLM.from_pretrained
+
+A PEFT adapter is a folder with two files. adapter_model.safetensors (or .bin) holds the tensors
+"base_model.model.<layer>.lora_A.weight" (r, d_in) and "....lora_B.weight" (d_out, r), and the whole
+modules that train in full. adapter_config.json holds s = lora_alpha/r, or lora_alpha/√r with
+use_rslora. Neither PEFT nor transformers is needed here.
 """
+import argparse
 import copy
-import hashlib
 import importlib.util
 import json
 import re
@@ -21,229 +23,250 @@ from pathlib import Path
 import torch
 
 import lora
-from data.files import InputError, about_input, load_file, replace_file, save
-from model import GPT, GPTConfig
+from data.files import InputError, about_input, replace_file
+from model import GPT, read_tensors, to_hugging_face
 
-NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-REPOSITORY = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
-NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # two masks, and a tied one
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-ARCHITECTURE = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-                "tie_word_embeddings": True, "scale_attn_weights": True,
-                "scale_attn_by_inverse_layer_idx": False}
-SHAPE = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
-OTHER_START = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these move the base weights as well
-OTHER_KINDS = ("use_dora", "alora_invocation_tokens", "lora_bias", "target_parameters")
-PREFIX = "base_model.model."  # of every name in a PEFT adapter
+PREFIX = "base_model.model."  # of every tensor's name in a PEFT adapter
 
-
-def load_gpt2(name_path_or_url, dropout=0.0):
-    """A GPT with GPT-2's weights, in float32 on the CPU.
-
-    name_path_or_url  gpt2, gpt2-medium, gpt2-large or gpt2-xl; or the path or URL of a checkpoint
-                      with its config.json beside it, or a directory as `save_pretrained` leaves
-                      it. What is downloaded stays in torch.hub's cache.
-    Raises InputError (a ValueError) for files that are damaged or no GPT-2, OSError for failed
-    downloads.
-    """
-    path = _fetch(name_path_or_url)
-    if path.is_dir():
-        safe = path / "model.safetensors"
-        path = safe if safe.exists() else path / "pytorch_model.bin"
-    if not path.is_file():
-        raise InputError(f"{path} is neither {', '.join(NAMES)} nor a checkpoint's file or folder")
-    config = _read_json(path.with_name("config.json"))
-    try:
-        if any(config.get(key, value) != value for key, value in ARCHITECTURE.items()):
-            raise KeyError
-        config = GPTConfig(*(config[key] for key in SHAPE), dropout)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        place = path.with_name("config.json")
-        raise InputError(f"{place} does not describe a GPT-2 as OpenAI's") from None
-    state = {}
-    for name, value in _read_tensors(path).items():
-        name = "transformer." + name.removeprefix("transformer.")
-        if not name.endswith(NOT_WEIGHTS):
-            state[name] = _transposed(name, value).float().contiguous()
-    with torch.device("meta"):
-        model = GPT(config)
-    _check_shapes(path, _shapes(model.state_dict()), _shapes(state))
-    model.load_state_dict(state, strict=False, assign=True)
-    model.lm_head.weight = model.transformer.wte.weight
-    return model
-
-
-def _transposed(name, value):
-    """A weight of Conv1D as nn.Linear has it, or the other way round; other tensors as they are."""
-    return value.T if name.endswith(CONV1D) else value
-
-
-def _shapes(state):
-    return {name: list(value.shape) for name, value in state.items() if name != "lm_head.weight"}
-
-
-def _check_shapes(path, expected, found):
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            raise InputError(f"{path} is not the GPT-2 of its config.json: {name} is "
-                             f"{found.get(name, 'missing')}, expected "
-                             f"{expected.get(name, 'nothing of that name')}")
-
-
-def _fetch(name_path_or_url):
-    """The local path of a checkpoint, downloaded with its config.json if it is a name or a URL."""
-    url = str(name_path_or_url)
-    if url in NAMES:
-        url = REPOSITORY.format(url)
-    if "://" not in url:
-        return Path(url)
-    site, _, name = url.partition("?")[0].rpartition("/")
-    readable = re.sub(r"\W+", "-", site)[-80:]
-    digest = hashlib.sha256(site.encode()).hexdigest()[:8]  # two sites must not share a folder
-    folder = Path(torch.hub.get_dir()) / "checkpoints" / f"{readable}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", name):
-        try:
-            if url.startswith("file:") or not (folder / file).exists():
-                torch.hub.download_url_to_file(f"{site}/{file}", str(folder / file))
-        except OSError as error:
-            raise OSError(f"{site}/{file}: no download ({error}); fetch it by hand and put it into "
-                          f"{folder}") from None
-    return folder / name
-
-
-def _read_tensors(path):
-    """The dict of tensors in a .safetensors or a PyTorch file."""
-    if path.suffix != ".safetensors":
-        return load_file(path)
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file as load_safetensors
-    except ImportError:
-        raise InputError(f"{path} needs a package to read it: pip install safetensors") from None
-    try:
-        return load_safetensors(path)
-    except (SafetensorError, ValueError):
-        raise InputError(f"{path} is missing, damaged or not a checkpoint") from None
-
-
-def _read_json(path):
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"{path} is missing or damaged") from None
-
-
-def _write(directory, files, tensors, config_file, config):
-    """The tensors, in files[0] with safetensors and in files[1] without it; and a config."""
-    safe = importlib.util.find_spec("safetensors") is not None
-    path = Path(directory) / files[0 if safe else 1]
-    if safe:
-        from safetensors.torch import save as as_bytes
-        with replace_file(path) as file:
-            file.write(as_bytes(tensors, metadata={"format": "pt"}))
-    else:
-        save(path, tensors)
-    with replace_file(Path(directory) / config_file) as file:
-        file.write(json.dumps(config, indent=2).encode())
+# The fields of adapter_config.json, as of PEFT 0.21. load_peft reads these:
+READ = ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights",
+        "modules_to_save")
+# The tensors themselves say which layers have an adapter, and of which rank:
+SEEN_IN_TENSORS = ("r", "rank_pattern", "target_modules", "exclude_modules", "layers_to_transform",
+                   "layers_pattern")
+# What the model computes with a given adapter does not depend on these:
+WITHOUT_EFFECT = ("task_type", "inference_mode", "base_model_name_or_path", "revision",
+                  "auto_mapping", "peft_version", "lora_dropout", "fan_in_fan_out",
+                  "corda_config", "eva_config", "loftq_config", "lora_ga_config",
+                  "megatron_core", "qalora_group_size")
+# Every other field has to be unset. Starts other than these also change the base model's weights:
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 def export_peft(model, directory):
-    """Writes what trains as PEFT does, for the untouched base; after LoRA-GA the rank is 2r.
+    """Writes everything that trains as a PEFT adapter for the untouched base model.
 
-    ValueError for a model without LoRA layers, and for a parameter beside them that trains and is
-    tied, or in no module: PEFT saves whole modules.
+    After LoRA-GA its rank is 2r (see lora.adapter_state_dict).
+    Raises ValueError for a model without LoRA layers, and where PEFT cannot save what trains in
+    full: a tied parameter, or one whose module has LoRA layers inside.
     """
-    state = lora.adapter_state_dict(model)
-    layers = list(lora.lora_layers(model))
+    layers = lora.lora_layers(model)
     if not layers:
         raise ValueError("a PEFT adapter needs LoRA layers")
-    is_gpt = isinstance(model, GPT)
-    tensors, in_full = {}, set()
-    for key, value in state.items():
-        name, _, part = key.rpartition(".")
-        if name in layers and part == "scale":
-            continue
-        if name in layers:
-            tensors[f"{PREFIX}{key}.weight"] = value
-        else:
-            _check_owner(model, key)
-            in_full.add(name)
-            tensors[PREFIX + key] = _transposed(key, value).contiguous() if is_gpt else value
-    ranks = {name: len(state[f"{name}.lora_A"]) for name in layers}
-    alphas = {name: state[f"{name}.scale"].item() * ranks[name] for name in layers}
-    r, alpha = ranks[layers[0]], alphas[layers[0]]
-    _write(directory, ("adapter_model.safetensors", "adapter_model.bin"), tensors,
-           "adapter_config.json", {
-               "peft_type": "LORA", "task_type": "CAUSAL_LM" if is_gpt else None,
-               "inference_mode": True, "r": r, "lora_alpha": alpha, "use_rslora": False,
-               "rank_pattern": {name: rank for name, rank in ranks.items() if rank != r},
-               "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-               "target_modules": layers, "fan_in_fan_out": is_gpt,  # of HF's Conv1D
-               "modules_to_save": sorted(in_full) or None,
-           })
+    state = lora.adapter_state_dict(model)
+    tensors, ranks, alphas = {}, {}, {}
+    for name in layers:
+        A, B = state.pop(f"{name}.lora_A"), state.pop(f"{name}.lora_B")
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+        ranks[name] = len(A)
+        alphas[name] = state.pop(f"{name}.scale").item() * len(A)
+
+    # What is left trains in full, and PEFT saves whole modules.
+    for key in state:
+        check_not_tied(model, key)
+    modules = sorted({key.rpartition(".")[0] for key in state})
+    tensors.update(whole_modules(model, modules))
+
+    r = ranks[next(iter(layers))]
+    alpha = alphas[next(iter(layers))]
+    files = ("adapter_model.safetensors", "adapter_model.bin")
+    write(directory, files, tensors, "adapter_config.json", {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if isinstance(model, GPT) else None,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": alpha,
+        "use_rslora": False,
+        # PEFT reads the keys as regular expressions for the end of a name.
+        "rank_pattern": {exactly(name): rank for name, rank in ranks.items() if rank != r},
+        "alpha_pattern": {exactly(name): a for name, a in alphas.items() if a != alpha},
+        "target_modules": list(layers),
+        "modules_to_save": modules or None,
+        "fan_in_fan_out": isinstance(model, GPT),  # Hugging Face's Conv1D
+    })
 
 
-def _check_owner(model, key):
-    parameter = model.get_parameter(key)
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter]
-    if len(names) > 1 or "." not in key:
-        raise ValueError(f"{' and '.join(names)} cannot be exported to PEFT: it saves whole "
-                         "modules, and this parameter is tied, or in none")
+def exactly(name):
+    return "^" + re.escape(name)
+
+
+def check_not_tied(model, name):
+    """Raises ValueError for a tied parameter: PEFT trains a copy, and the others would stay."""
+    parameter = model.get_parameter(name)
+    named = model.named_parameters(remove_duplicate=False)
+    names = [other for other, p in named if p is parameter]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are tied: with PEFT, one alone would train in full")
+
+
+def whole_modules(model, endings):
+    """The tensors that PEFT expects for modules_to_save, a list of the ends of modules' names."""
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith(tuple(endings)):
+            if lora.lora_layers(module):
+                raise ValueError(f"{name or 'the model'} cannot train in full with PEFT, which "
+                                 "saves whole modules: it has LoRA layers inside")
+            for key, value in module.state_dict(prefix=f"{name}.").items():
+                value = to_hugging_face(key, value) if isinstance(model, GPT) else value
+                tensors[PREFIX + key] = value.detach().cpu().contiguous()
+    return tensors
 
 
 def load_peft(model, directory):
     """Puts a PEFT adapter on the untouched base model, in place -> model.
 
-    InputError (a ValueError) for a directory that holds no plain LoRA, or one of another model.
+    Raises InputError (a ValueError) if the folder does not hold a plain LoRA adapter, or one of
+    another model, or uses a field of PEFT's configuration that is not known here.
     """
-    config = _read_json(Path(directory) / "adapter_config.json")
-    unread = [key for key in OTHER_KINDS if config.get(key)]
-    start = str(config.get("init_lora_weights"))
-    if config.get("peft_type") != "LORA" or unread or start.startswith(OTHER_START):
-        raise InputError(f"{directory} holds no plain LoRA adapter "
-                         f"({', '.join(unread) or 'its type or start'})")
-    file = Path(directory) / "adapter_model.safetensors"
-    file = file if file.exists() else file.with_suffix(".bin")
+    directory = Path(directory)
+    config = read_json(directory / "adapter_config.json")
+    check_config(directory, config)
+    file = directory / "adapter_model.safetensors"
+    if not file.exists():
+        file = file.with_suffix(".bin")
+    with about_input(directory):
+        tensors = read_tensors(file)
+
     state = {}
-    for key, value in _read_tensors(file).items():
-        key = key.removeprefix(PREFIX)
-        owner = key.rpartition(".")[0]
-        name, _, part = owner.rpartition(".")
-        if part in ("lora_A", "lora_B"):  # of <name>.lora_A.weight
-            state[owner] = value
-            if part == "lora_A":
-                rank = len(value)
-                divisor = rank ** 0.5 if config.get("use_rslora") else rank
-                scale = torch.tensor(_alpha(config, name) / divisor, dtype=torch.float64)
-                state[f"{name}.scale"] = scale
-        elif any(f".{module}." in f".{owner}." for module in config.get("modules_to_save") or ()):
-            state[key] = _transposed(key, value) if isinstance(model, GPT) else value
-        else:
-            raise InputError(f"{file} holds {key}, which is not of plain LoRA")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    in_full = config.get("modules_to_save") or []  # the ends of modules' names
+    for key, value in tensors.items():
+        name = key.removeprefix(PREFIX)
+        if isinstance(model, GPT):
+            value = to_hugging_face(name, value)
+        if name.endswith(".lora_A.weight"):
+            layer = name.removesuffix(".lora_A.weight")
+            state[f"{layer}.lora_A"] = value
+            state[f"{layer}.scale"] = scale_of(config, layer, rank=len(value))
+        elif name.endswith(".lora_B.weight"):
+            state[name.removesuffix(".weight")] = value
+        elif name in parameters and any(f"{ending}." in key for ending in in_full):
+            with about_input(directory):
+                check_not_tied(model, name)
+            state[name] = value
+        elif not is_in_model(model, name, value):
+            raise InputError(f"{file} holds {name}, which is not of a plain LoRA adapter, or of "
+                             "another base model")
     with about_input(directory):
         return lora.load_adapter(model, state)
 
 
-def _alpha(config, name):
-    """lora_alpha of a layer: that of alpha_pattern's first expression that fits, or the general."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return alpha
-    return config.get("lora_alpha", 8)
+def check_config(directory, config):
+    """Raises InputError unless every field that is set is known and asks for plain LoRA."""
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{directory}: peft_type is {config.get('peft_type')!r}, allowed is LORA")
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise InputError(f"{directory}: init_lora_weights is {start!r}, which also changes the base "
+                         f"model's weights; allowed are {PLAIN_STARTS[1:]}")
+    for field, value in config.items():
+        unset = value in (None, False, [], {}, "none")
+        if not unset and field not in READ + SEEN_IN_TENSORS + WITHOUT_EFFECT:
+            raise InputError(f"{directory}: {field} is {value!r}, which is not of plain LoRA")
 
 
-def merge_and_save(model, directory):
-    """Writes a GPT as HF's GPT-2, its adapter merged in, without a trace of LoRA."""
+def scale_of(config, layer, rank):
+    """A layer's s. Its alpha is that of the first entry in alpha_pattern for the end of its name."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, of_pattern in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = of_pattern
+            break
+    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    return torch.tensor(scale, dtype=torch.float64)
+
+
+def is_in_model(model, name, value):
+    """Whether the base model has this very tensor: PEFT writes some of its layers too."""
+    owner, _, part = name.replace(".base_layer.", ".").rpartition(".")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    own = getattr(modules.get(owner), part, None)
+    if not torch.is_tensor(own) or own.shape != value.shape:
+        return False
+    # One of the two may be the other one, rounded.
+    own = own.detach().cpu()
+    return torch.equal(own.to(value.dtype), value) or torch.equal(own, value.to(own.dtype))
+
+
+def save_merged(model, directory):
+    """Writes a GPT as Hugging Face's GPT-2, with its adapter merged into the weights."""
     plain = lora.merge_and_unload(copy.deepcopy(model))
-    state = {name: _transposed(name, value).detach().cpu().contiguous()
-             for name, value in plain.state_dict().items()}
     tied = plain.lm_head.weight is plain.transformer.wte.weight
-    if tied:
-        del state["lm_head.weight"]
+    tensors = {}
+    for name, value in plain.state_dict().items():
+        if not (tied and name == "lm_head.weight"):
+            tensors[name] = to_hugging_face(name, value).detach().cpu().contiguous()
     config = plain.config
-    _write(directory, ("model.safetensors", "pytorch_model.bin"), state, "config.json", {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new", "tie_word_embeddings": tied,
-        "vocab_size": config.vocab_size, "n_positions": config.block_size,
-        "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head})
+    files = ("model.safetensors", "pytorch_model.bin")
+    write(directory, files, tensors, "config.json", {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": tied,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+    })
+
+
+def write(directory, files, tensors, config_file, config):
+    """Writes tensors, to files[0] if safetensors is installed or else to files[1], and a config."""
+    directory = Path(directory)
+    if importlib.util.find_spec("safetensors"):
+        from safetensors.torch import save
+        with replace_file(directory / files[0]) as file:
+            file.write(save(tensors, metadata={"format": "pt"}))
+    else:
+        with replace_file(directory / files[1]) as file:
+            torch.save(tensors, file)
+    with replace_file(directory / config_file) as file:
+        file.write(json.dumps(config, indent=2).encode())
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path} is missing or damaged") from None
+
+
+def load_run(directory):
+    """The model of a finished run of train.py, on the CPU, and its flags -> model, settings."""
+    directory = Path(directory)
+    settings = read_json(directory / "result.json")["settings"]
+    with about_input(directory):
+        if settings["method"] == "full":
+            return GPT.from_pretrained(directory / "model.pt"), settings
+        model = GPT.from_pretrained(settings["init_from"])
+        return lora.load_adapter(model, read_tensors(directory / "adapter.pt")), settings
+
+
+def run(args):
+    model, _ = load_run(args.out_dir)
+    directory = args.out_dir / args.what
+    with about_input(args.out_dir):
+        if args.what == "peft":
+            export_peft(model, directory)
+        else:
+            save_merged(model, directory)
+    print(f"wrote {directory}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"huggingface.py: {message}\n")
+    parser.add_argument("what", choices=["peft", "merged"])
+    parser.add_argument("out_dir", type=Path, help="a finished run's directory")
+    try:
+        run(parser.parse_args())
+    except InputError as error:
+        parser.error(error)
+
+
+if __name__ == "__main__":
+    main()
