@@ -77,3 +77,27 @@ def load_file(path):
         raise
     except Exception:
         raise InputError(f"{path} is missing, damaged or not a checkpoint") from None
+
+
+def run_command(main):
+    """Runs a command's main(): an InputError becomes one line and exit code 2."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped")
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or a float that is at least `low` and below `high`."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed: at least {low}, below {high}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its message about text that is no number
+    return parse
