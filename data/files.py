@@ -1,8 +1,11 @@
 """The error for what a user can correct, and files that are written whole or not at all."""
+import argparse
 import contextlib
 import csv
 import io
+import math
 import os
+import sys
 from pathlib import Path
 
 
