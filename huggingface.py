@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import lora
-from data.files import InputError, about_input, replace_file
+from data.files import InputError, about_input, replace_file, run_command
 from model import GPT, read_tensors, to_hugging_face
 
 PREFIX = "base_model.model."  # of every tensor's name in a PEFT adapter
@@ -245,7 +245,13 @@ def load_run(directory):
         return lora.load_adapter(model, read_tensors(directory / "adapter.pt")), settings
 
 
-def run(args):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"huggingface.py: {message}\n")
+    parser.add_argument("what", choices=["peft", "merged"])
+    parser.add_argument("out_dir", type=Path, help="a finished run's directory")
+    args = parser.parse_args()
     model, _ = load_run(args.out_dir)
     directory = args.out_dir / args.what
     with about_input(args.out_dir):
@@ -256,17 +262,5 @@ def run(args):
     print(f"wrote {directory}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"huggingface.py: {message}\n")
-    parser.add_argument("what", choices=["peft", "merged"])
-    parser.add_argument("out_dir", type=Path, help="a finished run's directory")
-    try:
-        run(parser.parse_args())
-    except InputError as error:
-        parser.error(error)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(main)
