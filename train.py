@@ -4,322 +4,587 @@
     python train.py --data pairs.jsonl                 on your own prompts and completions
     python train.py --data notes.txt --init_from gpt2  on any text, from GPT-2's weights
     torchrun --nproc_per_node=4 train.py               the same run, its batches split in four
+
+From top to bottom: the flags, the model and the optimizer, the training loop, the files of a run,
+its report.
 """
 import argparse
+import csv
+import importlib.util
+import json
 import math
 import os
+import shlex
+import statistics
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+# Threads that wait for each other spin. Beside another busy process a step would then take up to
+# 40 times as long. OpenMP reads this when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import torch
+import torch.distributed as dist
 
 import lora
-import report
-import runs
 from data import tasks, tokenizer
-from data.files import InputError, about_input
-from model import GPT, GPTConfig
-from runs import PROCESSES, PROCESS, WITHOUT_ADAPTER, number
+from data.files import InputError, about_input, number, replace_file, run_command
+from model import GPT, GPTConfig, read_tensors
 
-GA_BATCHES = 4  # LoRA-GA sums the gradients of the first batches of the run
-SOURCE_WINDOWS = 32  # enough to see a rise of a tenth of a nat, and quick
-OF_ADAPTERS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
-               "precondition", "damping", "base_dtype", "export")
-NO_ADAPTER = dict.fromkeys(OF_ADAPTERS)
-PRESETS = {  # learning rates: each method's best on math in experiments/evidence.md
-    "full": {**NO_ADAPTER, "lr": 3e-3},
+GA_BATCHES = 4  # LoRA-GA sums the gradients of the run's first batches
+ADAPTER_FLAGS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
+                 "precondition", "damping", "base_dtype")
+PRESETS = {  # what --method sets; the learning rates are each method's best on math
+    "full": {"lr": 3e-3},
     "lora": {"lr": 5e-3},
     "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True, "alpha": 8.0},
     "riemannian": {"lr": 5e-3, "precondition": True},
-    "pretrain": {**NO_ADAPTER, "lr": 2e-3, "data": "docs", "steps": 10500, "batch_size": 8,
-                 "warmup": 300, "weight_decay": 0.1, "betas": [0.9, 0.99], "eval_interval": 1000},
 }
+LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # the columns of log.csv
+SCRATCH = {"block_size": 128, "vocab_size": 2048, "n_layer": 4, "n_head": 4, "n_embd": 256}
+
+# ==== Flags =======================================================================================
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        """The help text with its default, where there is one."""
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def build_parser():
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
     positive, not_negative = number(float, 1e-12, 1e36), number(float, 0)
-    yes_or_no = argparse.BooleanOptionalAction
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter,
-                                     allow_abbrev=False)
+    path, yes_or_no = os.path.expanduser, argparse.BooleanOptionalAction
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\nFrom")[0],
+                                     formatter_class=HelpFormatter, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=PRESETS, default="lora", help="a preset; flags given beside it win")
+    add("--method", choices=PRESETS, default="lora", help="sets several flags; a flag given beside it wins")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
-    add("--alpha", type=positive, help="the scale is alpha/rank; if not set, alpha is rank")
+    add("--alpha", type=positive, help="the scale is alpha/rank (default: the rank; 8 with loraga)")
     add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
     add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], help="the layers to adapt")
-    add("--dropout", type=fraction, default=0.0, help="the share of the adapter's inputs to drop")
-    add("--init", choices=["kaiming", "ga"], default="kaiming", help="A random, or LoRA-GA's start")
-    add("--gamma", type=positive, help="LoRA-GA: the larger, the smaller its factors; else 16")
+    add("--dropout", type=fraction, default=0.0, help="dropout on the adapter's input")
+    add("--init", choices=["kaiming", "ga"], default="kaiming", help="A random, B zero; or LoRA-GA's start")
+    add("--gamma", type=positive, default=16.0, help="LoRA-GA: the larger, the smaller its factors")
     add("--lr_ratio", type=positive, default=1.0, help="LoRA+: B's learning rate over A's")
-    add("--precondition", action=yes_or_no, default=False, help="precondition the gradients")
-    add("--damping", type=positive, help="δ in the preconditioner; else 1e-6")
+    add("--precondition", action=yes_or_no, default=False, help="the Riemannian preconditioner")
+    add("--damping", type=positive, default=1e-6, help="δ in the preconditioner")
 
     add = parser.add_argument_group("training").add_argument
     add("--steps", type=count, default=1000, help="optimizer steps")
-    add("--batch_size", type=count, help="sequences in a step; 32 pairs, or 16 windows of text")
-    add("--lr", type=positive, help="the peak learning rate; each method has its own")
+    add("--batch_size", type=count, default=32, help="sequences in a step")
+    add("--lr", type=positive, default=5e-3, help="peak learning rate; each method has its own default")
     add("--betas", type=fraction, nargs=2, default=[0.9, 0.95], help="AdamW's β₁ and β₂")
     add("--weight_decay", type=not_negative, default=0.0, help="AdamW's decoupled weight decay")
-    add("--warmup", type=natural, default=20, help="steps over which the learning rate rises")
-    add("--grad_clip", type=not_negative, default=1.0, help="the largest gradient norm; 0 for any")
-    add("--grad_accum", type=count, default=1, help="parts to cut a batch into, to save memory")
-    add("--model_dropout", type=fraction, default=0.0, help="the dropout of the model itself")
-    add("--seed", type=number(int, 0, 2 ** 32), default=0, help="of factors, batches and dropout")
+    add("--warmup", type=natural, default=20, help="steps of linear warm-up, before the cosine decay to 0")
+    add("--grad_clip", type=not_negative, default=1.0, help="largest gradient norm; 0 for no clipping")
+    add("--grad_accum", type=count, default=1, help="micro-batches in a batch, to save memory")
+    add("--model_dropout", type=fraction, default=0.0, help="dropout in the model itself")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of factors, batches and dropout")
 
     add = parser.add_argument_group("data and files").add_argument
-    add("--data", default="math", help="math, code, docs, shakespeare, a text file, or a .jsonl "
-        "file of pairs, each line {\"prompt\": ..., \"completion\": ...}")
-    add("--val_data", help="another such file to judge by; else the last tenth of the first")
-    add("--block_size", type=count, default=128, help="tokens in a window of text")
-    add("--init_from", help="gpt2, gpt2-medium, -large, -xl, or such a model's path or URL; "
-        "without it, the shipped base")
-    add("--out_dir", help="where the files go; out/<task>-<method>-r<rank> if not set")
-    add("--eval_interval", type=count, help="steps from one evaluation, and "
-        "checkpoint, to the next; a fifth of --steps")
-    add("--export", choices=["peft"], help="write the adapter in PEFT's format as well")
+    add("--data", type=path, default="math", help="math; a .jsonl file of pairs, each line "
+        "{\"prompt\": ..., \"completion\": ...}; or a text file")
+    add("--val_data", type=path, help="held-out data of the same kind (default: the last tenth of --data)")
+    add("--block_size", type=count, default=128, help="context length in tokens")
+    add("--init_from", type=path, default="base", help="base, the shipped model; gpt2, gpt2-medium, "
+        "-large, -xl; a checkpoint's path; or scratch")
+    add("--out_dir", type=path, help="where the files go (default: out/<data>-<method>-r<rank>)")
+    add("--eval_interval", type=count, default=200, help="steps between evaluations")
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--resume", action="store_true", help="go on from the checkpoint in the out directory")
-    either("--overwrite", action="store_true", help="replace the run in the out directory")
+    either("--resume", action="store_true", help="go on from the checkpoint in --out_dir")
+    either("--overwrite", action="store_true", help="replace the run in --out_dir")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
-    add("--dtype", choices=["float32", "bfloat16"], help="to compute in; bfloat16 on new GPUs")
-    add("--base_dtype", choices=["float32", "bfloat16"], help="of the frozen weights; float32")
-    add("--compile", action="store_true", help="compile the model: a slower start, faster steps")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto is cuda if there is one")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of the computation; auto is bfloat16 on GPUs that have it")
+    add("--base_dtype", choices=["float32", "bfloat16"], default="float32", help="of the frozen weights")
+    add("--compile", action="store_true", help="torch.compile: a slower start, faster steps")
     return parser
 
 
 def parse_args(argv=None):
     """The command line -> the argparse.Namespace that `train` takes, complete."""
     parser = build_parser()
-    method = parser.parse_args(argv).method
-    parser.set_defaults(**PRESETS[method])
+    argv = [underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+
+    # Which of the adapter's flags are given? argparse leaves what a namespace has already.
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(ADAPTER_FLAGS)))
+    given_names = [name for name in ADAPTER_FLAGS if getattr(given, name) is not None]
+    if given.method == "full" and given_names:
+        parser.error(f"--{given_names[0]} needs an adapter, which --method full does not have")
+
+    # The method's own defaults, then everything again.
+    parser.set_defaults(**PRESETS[given.method])
     args = parser.parse_args(argv)
-
-    given = [name for name in OF_ADAPTERS if getattr(args, name) is not None]
-    if method in WITHOUT_ADAPTER and given:
-        parser.error(f"--{given[0]} needs an adapter, which --method {method} does not have")
-    if args.gamma and args.init != "ga":
+    if "gamma" in given_names and args.init != "ga":
         parser.error(f"--gamma {args.gamma:g} is LoRA-GA's: it needs --init ga")
-    if args.damping and not args.precondition:
+    if "damping" in given_names and not args.precondition:
         parser.error(f"--damping {args.damping:g} is the preconditioner's: it needs --precondition")
-    parts = args.grad_accum * PROCESSES
-    of_pairs = args.data == "math" or args.data.endswith(".jsonl")
-    args.batch_size = args.batch_size or (32 if of_pairs else 16)
-    args.eval_interval = args.eval_interval or math.ceil(args.steps / 5)
-    if args.batch_size % parts:
-        parser.error(f"--batch_size {args.batch_size} must be a multiple of {parts}, "
-                     "--grad_accum times processes")
+    micro_batches = args.grad_accum * int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch_size % micro_batches:
+        parser.error(f"--batch_size {args.batch_size} must be a multiple of {micro_batches}, "
+                     "--grad_accum times the number of processes")
 
-    on_gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available()
-    bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    args.dtype = args.dtype or ("bfloat16" if bfloat16 else "float32")
-    rank = "" if args.rank is None else f"-r{args.rank}"
-    args.out_dir = args.out_dir or f"out/{Path(args.data).stem}-{method}{rank}"
+    # What follows from other flags.
+    if args.alpha is None:
+        args.alpha = float(args.rank)
+    if args.out_dir is None:
+        rank = "" if args.method == "full" else f"-r{args.rank}"
+        args.out_dir = f"out/{Path(args.data).stem}-{args.method}{rank}"
+    if args.dtype == "auto":
+        on_gpu = args.device.startswith(("auto", "cuda")) and torch.cuda.is_available()
+        bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        args.dtype = "bfloat16" if bfloat16 else "float32"
     return args
 
 
+def underscores(word):
+    """--lr-ratio=4 -> --lr_ratio=4: both spellings are understood."""
+    name, equals, value = word.partition("=")
+    is_flag = name.startswith("--") and not name.startswith("--no-")
+    return "--" + name[2:].replace("-", "_") + equals + value if is_flag else word
+
+
+# ==== Model and optimizer =========================================================================
+
+
 def build_model(args, device):
-    """A fresh GPT to pretrain, or the base, with an adapter on it unless all of it is to train."""
-    torch.manual_seed(args.seed)
-    if args.method == "pretrain" and not args.init_from:
-        config = GPTConfig(block_size=128, vocab_size=2048, n_layer=4, n_head=4, n_embd=256,
-                           dropout=args.model_dropout)
-        return GPT(config).to(device)
-    model = runs.load_base(args.init_from, args.model_dropout)
-    model.to(device, getattr(torch, args.base_dtype or "float32"))
-    if args.method not in WITHOUT_ADAPTER:
-        with about_input("--rank or --targets"):
-            lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
+    """The pretrained GPT on its device, with an adapter in it unless all of it is to train."""
+    if args.init_from == "scratch":
+        return GPT(GPTConfig(**SCRATCH, dropout=args.model_dropout)).to(device)
+    with about_input("--init_from"):
+        model = GPT.from_pretrained(args.init_from, args.model_dropout)
+    model.to(device, getattr(torch, args.base_dtype))
+    if args.method == "full":
+        return model
+    with about_input("--rank, --targets or --dropout"):
+        lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
+    smallest = min(min(layer.linear.weight.shape) for layer in lora.lora_layers(model).values())
+    if args.init == "ga" and 2 * args.rank > smallest:
+        raise InputError(f"--rank {args.rank} is too large for --init ga: at most {smallest // 2}")
     return model
 
 
 def build_optimizer(args, model):
-    """AdamW on all that trains, with LoRA+'s rates, and the preconditioner if it is wanted."""
-    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio or 1.0)
-    for group in groups:
-        group["peak_lr"] = group["lr"]
+    """AdamW on everything that trains, with LoRA+'s ratio and, if wanted, the preconditioner."""
+    groups = lora.lora_plus_groups(model, args.lr, args.lr_ratio)
     optimizer = torch.optim.AdamW(groups, betas=tuple(args.betas), weight_decay=args.weight_decay,
                                   fused=next(model.parameters()).is_cuda)
     if args.precondition:
-        lora.attach_preconditioner(optimizer, model, args.damping or 1e-6)
+        lora.attach_preconditioner(optimizer, model, args.damping)
     return optimizer
 
 
-def load_tasks(args, model):
-    """What to learn, and the docs that may be forgotten."""
-    encoding = tokenizer.load_for(args.init_from)
-    config = model.config
-    if args.block_size > config.block_size or encoding.n_vocab > config.vocab_size:
-        raise InputError(f"--block_size {args.block_size} or the vocabulary's {encoding.n_vocab} "
-                         f"tokens exceed this model's {config.block_size} and {config.vocab_size}")
-    task = tasks.load(args.data, encoding, args.block_size, val_data=args.val_data)
-    return task, tasks.load("docs", encoding, args.block_size)
+def start(args, model, micro_batches):
+    """LoRA-GA's start, if wanted, from the gradient of the run's first batches."""
+    if args.init == "ga":
+        first = [micro_batch for step in range(GA_BATCHES) for micro_batch in micro_batches(step)]
+        lora.lora_ga_init(model, first, weighted_loss, args.gamma)
 
 
-def lr_factor(step, args):
-    """The share of the peak learning rate at a step (from 0): a linear rise, then half a cosine."""
-    if step < args.warmup:
-        return (step + 1) / args.warmup
-    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
+def weighted_loss(model, micro_batch):
+    """A micro-batch's part of its batch's mean loss."""
+    idx, targets, weight = micro_batch
+    return weight * model(idx, targets)[1]
+
+
+def schedule(step, warmup, steps):
+    """Learning-rate schedule, from 0 to 1: linear warm-up, then cosine decay to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parts_of(batch, count):
-    """A batch in parts -> a list of (idx, targets, the part's share of the batch's targets)."""
-    idx, targets = batch
-    total = (targets != -1).sum().item()
-    return [(some_idx, some_targets, (some_targets != -1).sum().item() / total)
-            for some_idx, some_targets in zip(idx.chunk(count), targets.chunk(count))]
+# ==== Training ====================================================================================
 
 
-def train_step(args, model, optimizer, batch, step):
-    """One optimizer step on a batch -> its loss; InputError if the new weights are not finite."""
-    torch.manual_seed((args.seed * 1_000_000 + step) * PROCESSES + PROCESS)  # for dropout
-    loss = torch.zeros((), device=batch[0].device)
-    for idx, targets, share in parts_of(batch, args.grad_accum * PROCESSES)[PROCESS::PROCESSES]:
-        with torch.autocast(idx.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            part_loss = share * model(idx, targets)[1]
-        part_loss.backward()
-        loss += part_loss.detach()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    runs.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
-    torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)  # before the preconditioner
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * lr_factor(step, args)
-    optimizer.step()
-    optimizer.zero_grad()
-    if not torch.stack([p.isfinite().all() for p in trained]).all():
-        raise InputError(f"the weights are no longer finite at step {step + 1}: try an --lr below "
-                         f"{args.lr:g}")
-    return loss.item()
+def train(args, build_model=build_model, build_optimizer=build_optimizer, start=start,
+          after_step=None):
+    """Runs what `parse_args` returned -> the dict in result.json (None in processes of rank > 0).
 
-
-def begin(args, model, task, source, batch_at):
-    """The measurements before the first step, and LoRA-GA -> the optimizer, the progress."""
-    before = judge(model, task, source)
-    first = {"step": 0, **columns(task, before)}
-    progress = {"step": 0, "seconds": 0.0, "log": [first], "before": before,
-                "metric_name": task.metric}
-    if args.init == "ga":
-        batches = [part for step in range(GA_BATCHES)
-                   for part in parts_of(batch_at(step), args.grad_accum * PROCESSES)]
-        with about_input("--init ga"):
-            lora.lora_ga_init(model, batches, share_of_loss, args.gamma or 16.0)
-    runs.copy_from_process_0(model)
-    return build_optimizer(args, model), progress
-
-
-def judge(model, task, source, whole=True):
-    """What is learned and what is kept -> the task's figures, the loss on the docs."""
-    return {"measures": task.measure(model, whole),
-            "source_loss": source.evaluate(model, SOURCE_WINDOWS)}
-
-
-def columns(task, judgement):
-    """A judgement as log.csv has it."""
-    return {"metric": judgement["measures"][task.metric], "source_loss": judgement["source_loss"]}
-
-
-def share_of_loss(model, part):
-    idx, targets, share = part
-    return share * model(idx, targets)[1]
-
-
-def train(args):
-    """Runs what `parse_args` describes -> the dict in result.json.
-
-    Raises InputError for what the user can mend, OSError for files that cannot be written, and
-    KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
+    The functions can be replaced by others with the same arguments. The optimizer's groups hold
+    their peak learning rates. after_step(model, optimizer, step) is called after each step, and
+    step counts from 1. Raises InputError for what the user can correct.
     """
-    start = time.perf_counter()
-    device = runs.pick_device(args.device)
-    with runs.lock(args.out_dir):
-        checkpoint = runs.find_checkpoint(args)
+    began = time.perf_counter()
+
+    # Processes: torchrun starts world_size of them, and each takes its micro-batches of a batch.
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(args.device)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group(timeout=timedelta(hours=2))
+
+    # The directory: a run in it is not lost without a flag.
+    checkpoint = find_checkpoint(args)
+    if rank == 0:
         print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
-        runs.join(device)
-        with runs.first_process_first():
-            model = build_model(args, device)
-            task, source = load_tasks(args, model)
 
-        def batch_at(step):
-            idx, targets = task.batch(args.seed, step, args.batch_size)
-            return idx.to(device), targets.to(device)
+    # Model.
+    torch.manual_seed(args.seed)
+    model = build_model(args, device)
 
-        if checkpoint:
-            optimizer, progress = runs.restore(checkpoint, model,
-                                               lambda: build_optimizer(args, model))
-        else:
-            optimizer, progress = begin(args, model, task, source, batch_at)
-            runs.clear(args.out_dir)
-        runs.save_checkpoint(args, model, optimizer, progress)  # is the directory writable?
-        run_steps(args, model, optimizer, task, source, batch_at, progress,
-                  start - progress["seconds"])
-        result = report.summary(args, model, optimizer, task, progress)
-        runs.save_results(args, model, result)
-        if not PROCESS:
-            report.show_result(args, model, task, result, progress["log"])
+    # Data: what to learn, and the held-out English prose that may be forgotten.
+    with about_input("--init_from"):
+        encoding = tokenizer.load_for(args.init_from)
+    check_fit(args, model, encoding)
+    task = tasks.load(args.data, encoding, args.block_size, args.val_data)
+    source = tasks.load_source(encoding, args.block_size)
+
+    def micro_batches(step):
+        """The whole batch of a step -> [(idx, targets, weight)], whose weights add up to 1."""
+        idx, targets = task.batch(args.seed, step, args.batch_size)
+        idx, targets = idx.to(device), targets.to(device)
+        count = args.grad_accum * world_size
+        total = (targets != -1).sum().item()
+        return [(some_idx, some_targets, (some_targets != -1).sum().item() / total)
+                for some_idx, some_targets in zip(idx.chunk(count), targets.chunk(count))]
+
+    # Start: evaluate the base model, let LoRA-GA choose the factors. Or resume from a checkpoint.
+    if checkpoint is None:
+        first_step, seconds, before = 0, 0.0, evaluate(model, task, source)
+        start(args, model, micro_batches)
+    else:
+        check_same_data(args, checkpoint, task)
+        first_step, seconds, before = (checkpoint[key] for key in ("step", "seconds", "before"))
+        restore_model(model, checkpoint["model"])
+    if world_size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+    # Optimizer. The schedule scales the rates that it starts with.
+    optimizer = build_optimizer(args, model)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    if rank == 0:
+        log = open_log(args, first_step)
+        if checkpoint is None:
+            write_row(log, {"step": 0, **figures(task, before)})
+
+    # The loop.
+    forward = torch.compile(model) if args.compile else model
+    model.train()
+    loop_began = saved = shown = time.perf_counter()
+    for step in range(first_step, args.steps):
+        step_began = time.perf_counter()
+
+        # Learning rate and dropout depend on the seed and the step alone, as batches do: a run that
+        # is resumed goes on bit for bit.
+        lr_factor = schedule(step, args.warmup, args.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_factor * group["initial_lr"]
+        torch.manual_seed((args.seed * 1_000_000 + step) * world_size + rank)
+
+        # Forward and backward, one micro-batch after the other.
+        loss = torch.zeros((), device=device)
+        for micro_batch in micro_batches(step)[rank::world_size]:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                micro_loss = weighted_loss(forward, micro_batch)
+            micro_loss.backward()
+            loss += micro_loss.detach()
+
+        # Add up the loss and the gradients of all processes.
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if world_size > 1:
+            for tensor in [loss, *(p.grad for p in trained if p.grad is not None)]:
+                dist.all_reduce(tensor)
+
+        # Clip and step. An attached preconditioner acts inside step(), after the clipping.
+        norm = torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
+        if not norm.isfinite():
+            raise InputError(f"the gradient is no longer finite at step {step + 1}: try an --lr "
+                             f"below {args.lr:g}")
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if after_step is not None:
+            after_step(model, optimizer, done)
+        loss = loss.item()  # waits for a GPU
+        now = time.perf_counter()
+        row = {"step": done, "loss": loss, "lr": args.lr * lr_factor, "ms": 1e3 * (now - step_began)}
+        if rank > 0:
+            continue
+
+        # Evaluate, log, checkpoint: in the first process alone.
+        evaluating = done % args.eval_interval == 0 or done == args.steps
+        if evaluating:
+            after = evaluate(model, task, source, whole=done == args.steps)
+            if not math.isfinite(after["source_loss"]):
+                raise InputError(f"the loss is no longer finite at step {done}: try an --lr below "
+                                 f"{args.lr:g}")
+            row.update(figures(task, after))
+        write_row(log, row)
+        now = time.perf_counter()
+        if evaluating or now - saved > 60:
+            saved = now
+            save(Path(args.out_dir) / "ckpt.pt", {
+                "settings": settings_of(args), "checksum": task.checksum, "step": done,
+                "seconds": seconds + now - began, "before": before, "metric_name": task.metric,
+                "model": trained_state(model), "optimizer": optimizer.state_dict()})
+        if evaluating or now - shown > 5:
+            shown = now
+            left = (now - loop_began) / (done - first_step) * (args.steps - done)
+            print_row(args, task, row, left)
+
+    # The result: files, and a report for a person.
+    if world_size > 1:
+        dist.destroy_process_group()
+    if rank > 0:
+        return None
+    log.close()
+    seconds += time.perf_counter() - began
+    result = summary(args, model, optimizer, task, before, after, seconds)
+    save_results(args, model, result)
+    print_report(args, model, task, result)
     return result
 
 
-def run_steps(args, model, optimizer, task, source, batch_at, progress, start):
-    """The training loop: steps, evaluations, log, checkpoints; `progress` says how far it is."""
-    forward = torch.compile(model) if args.compile else model
-    model.train()
-    shown = 0.0
-    with runs.stop_on_signal() as stop:
-        for step in range(progress["step"], args.steps):
-            began = time.perf_counter()
-            loss = train_step(args, forward, optimizer, batch_at(step), step)
-            ms = 1e3 * (time.perf_counter() - began)
+def evaluate(model, task, source, whole=True):
+    """What is learned and what is kept: the task's figures, the loss on the source domain."""
+    return {"measures": task.measure(model, whole), "source_loss": source.evaluate(model)}
 
-            last = step + 1 == args.steps
-            due = last or (step + 1) % args.eval_interval == 0
-            stopping = runs.any_process(stop.is_set(), tasks.device_of(model))
-            row = {"step": step + 1, "loss": loss, "lr": args.lr * lr_factor(step, args), "ms": ms}
-            if due:
-                progress["after"] = judge(model, task, source, whole=last)
-                row.update(columns(task, progress["after"]))
-            progress["log"].append(row)
-            progress["step"] = step + 1
-            progress["seconds"] = time.perf_counter() - start
-            if due or stopping:
-                runs.save_checkpoint(args, model, optimizer, progress)
-            if due or time.perf_counter() - shown > 5:
-                shown = time.perf_counter()
-                report.show_step(args, task, row)
-            if stopping:
-                raise KeyboardInterrupt(f"stopped after step {step + 1}: "
-                                        "the same command with --resume goes on")
+
+def figures(task, evaluation):
+    """An evaluation's two figures in log.csv."""
+    return {"metric": evaluation["measures"][task.metric],
+            "source_loss": evaluation["source_loss"]}
+
+
+def pick_device(name):
+    """The torch.device of --device."""
+    if name == "auto":  # not mps, which lacks operations in many versions of torch
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch's answers to a device that it does not have
+        raise InputError(f"--device {name} is not on this machine: try --device auto, or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_fit(args, model, encoding):
+    """Raises InputError if the context or the vocabulary is larger than the model's."""
+    if args.block_size > model.config.block_size:
+        raise InputError(f"--block_size {args.block_size} exceeds this model's, "
+                         f"{model.config.block_size}")
+    if encoding.n_vocab > model.config.vocab_size:
+        raise InputError(f"--init_from {args.init_from}: its vocabulary of "
+                         f"{model.config.vocab_size} tokens is smaller than GPT-2's")
+
+
+# ==== The files of a run ==========================================================================
+
+
+def settings_of(args):
+    """The flags that make two runs the same experiment -> dict."""
+    others = ("out_dir", "resume", "overwrite", "device", "compile")
+    return {name: value for name, value in vars(args).items() if name not in others}
+
+
+def find_checkpoint(args):
+    """The checkpoint to resume from, or None; InputError if a run would be lost."""
+    path = Path(args.out_dir) / "ckpt.pt"
+    if not args.resume:
+        if path.with_name("log.csv").exists() and not args.overwrite:
+            raise InputError(f"--out_dir {args.out_dir} holds a run: --resume goes on with it, "
+                             "--overwrite replaces it")
+        return None
+    if not path.exists():  # it was stopped before its first checkpoint, or it is new
+        return None
+    with about_input("--resume"):
+        checkpoint = read_tensors(path)
+    for name, mine in settings_of(args).items():
+        theirs = checkpoint["settings"].get(name)
+        if mine != theirs:
+            raise InputError(f"--resume: {args.out_dir} holds a run with --{name} {theirs}, not "
+                             f"{mine}")
+    return checkpoint
+
+
+def check_same_data(args, checkpoint, task):
+    """Raises InputError if the training data has changed since the checkpoint."""
+    if task.checksum != checkpoint["checksum"]:
+        raise InputError(f"--resume: {args.data} has changed since the checkpoint: --overwrite "
+                         "begins again")
+
+
+def trained_state(model):
+    """The tensors that a run changes: what trains, and what LoRA-GA started from."""
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for name, layer in lora.lora_layers(model).items():
+        state[f"{name}.lora_A0"] = layer.lora_A0
+        state[f"{name}.lora_B0"] = layer.lora_B0
+    return state
+
+
+def restore_model(model, state):
+    """Puts a checkpoint's tensors into a model that is as it was before the first step."""
+    for name, layer in lora.lora_layers(model).items():
+        if state[f"{name}.lora_B0"].any():
+            lora.start_from(layer, state[f"{name}.lora_A0"], state[f"{name}.lora_B0"])
+    model.load_state_dict(state, strict=False)
+
+
+def open_log(args, first_step):
+    """log.csv, open for its next row. Creating it claims the directory for this run."""
+    path = Path(args.out_dir) / "log.csv"
+    rows = read_log(path) if first_step else []
+    if args.overwrite or args.resume:
+        for name in ("log.csv", "adapter.pt", "model.pt", "result.json", "curves.png"):
+            path.with_name(name).unlink(missing_ok=True)
+    if not first_step:
+        path.with_name("ckpt.pt").unlink(missing_ok=True)
+    with about_input(f"--out_dir {args.out_dir} cannot be used"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = open(path, "x", encoding="utf-8", newline="")
+    csv.DictWriter(log, LOG).writeheader()
+    for row in rows:
+        if int(row["step"]) <= first_step:
+            write_row(log, row)
+    return log
+
+
+def write_row(log, row):
+    csv.DictWriter(log, LOG, lineterminator="\n").writerow(row)
+    log.flush()
+
+
+def read_log(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save(path, contents):
+    """Writes a PyTorch file: a temporary one first, so that the old one stays if this fails."""
+    with about_input(f"{path} could not be written"), replace_file(path) as file:
+        torch.save(contents, file)
+
+
+def summary(args, model, optimizer, task, before, after, seconds):
+    """What a finished run learned, forgot, trained and cost -> the dict in result.json."""
+    state = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
+    return {
+        "method": args.method, "seed": args.seed, "steps": args.steps, "seconds": seconds,
+        "metric_name": task.metric,
+        "metric_before": before["measures"][task.metric],
+        "metric_after": after["measures"][task.metric],
+        "measures_before": before["measures"], "measures_after": after["measures"],
+        "source_loss_before": before["source_loss"], "source_loss_after": after["source_loss"],
+        "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_params": sum(p.numel() for p in model.parameters()),
+        "optimizer_bytes": sum(tensor.nbytes for tensor in state),
+        "settings": settings_of(args),
+    }
+
+
+def save_results(args, model, result):
+    """Writes adapter.pt, or model.pt in half precision, then result.json, and a picture."""
+    directory = Path(args.out_dir)
+    if args.method == "full":
+        weights = {name: value.half() for name, value in model.state_dict().items()
+                   if name != "lm_head.weight"}  # it is tied
+        save(directory / "model.pt", {"config": vars(model.config), "model": weights})
+    else:
+        save(directory / "adapter.pt", lora.adapter_state_dict(model))
+    with replace_file(directory / "result.json") as file:
+        file.write(json.dumps(result, indent=1).encode())
+    if importlib.util.find_spec("matplotlib"):
+        from experiments import plot
+        plot.draw([directory], directory / "curves.png")
+
+
+# ==== Report ======================================================================================
+
+
+def print_row(args, task, row, left):
+    """A line about a step, with the time left in seconds."""
+    evaluation = ""
+    if "metric" in row:
+        evaluation = (f"  {task.metric} {task.format(task.metric, row['metric'])}"
+                      f"  prose loss {row['source_loss']:.2f}")
+    print(f"step {row['step']:>5}/{args.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}  "
+          f"{row['ms']:4.0f} ms{evaluation}  {left:.0f} s left", flush=True)
+
+
+def print_report(args, model, task, result):
+    """What was learned and forgotten, the loss curve, a few answers, what to do next."""
+    print()
+    for name, before in result["measures_before"].items():
+        after = task.format(name, result["measures_after"][name])
+        print(f"learned  {name} on {Path(args.data).stem}: {task.format(name, before)} -> {after}")
+    print(f"forgot   loss on English prose: {result['source_loss_before']:.3f} -> "
+          f"{result['source_loss_after']:.3f} nats per token")
+    print(f"trained  {result['trainable_params']:,} of {result['total_params']:,} parameters")
+    print(f"cost     {result['optimizer_bytes'] / 1e6:.1f} MB of optimizer memory, "
+          f"{result['seconds']:.0f} s")
+    rows = read_log(Path(args.out_dir) / "log.csv")
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    print("\ntraining loss", *text_plot(losses), sep="\n  ")
+    print("\nsamples", *task.samples(model), sep="\n  ")
+    print("\nfiles", *sorted(map(str, Path(args.out_dir).glob("[!.]*"))), sep="\n  ")
+    print("\nnext", *what_is_next(args, result, rows), sep="\n  ")
+
+
+def text_plot(values, width=64, height=7):
+    """A curve of at most width × height asterisks, each column a median -> its lines."""
+    width = min(width, len(values))
+    edges = [len(values) * column // width for column in range(width + 1)]
+    medians = [statistics.median(values[a:b]) for a, b in zip(edges, edges[1:])]
+    high, low = max(medians), min(medians)
+    row_height = (high - low) / (height - 1) or 1.0
+    rows = [round((high - value) / row_height) for value in medians]  # from the top
+    lines = []
+    for line in range(height):
+        label = f"{high - line * row_height:8.2f}" if line in (0, height - 1) else " " * 8
+        stars = "".join("*" if row == line else " " for row in rows)
+        lines.append(f"{label} |{stars}".rstrip())
+    return [*lines, f"{'':8} +{'-' * width} step {len(values)}"]
+
+
+def what_is_next(args, result, rows):
+    """Commands and advice that fit the run which has just ended."""
+    data = "" if args.data == "math" else f" --data {shlex.quote(args.data)}"
+    base = "" if args.init_from == "base" else f" --init_from {shlex.quote(args.init_from)}"
+    directory = shlex.quote(args.out_dir)
+    yield f"python sample.py --adapter {directory}    asks it, and the base model beside it"
+    other = "loraga" if args.method == "full" else "full"
+    yield f"python train.py --method {other}{data}{base}    what another method does with this data"
+    yield f"python -m experiments.compare{data}{base}    all five methods, each at its best rate"
+    forgotten = result["source_loss_after"] - result["source_loss_before"]
+    if forgotten > 1:
+        yield f"--lr {args.lr / 3:.1g}: this run forgot {forgotten:.1f} nats; a lower rate forgets less"
+
+    # Which way did the held-out figure go in the last quarter of the run?
+    sign = -1 if result["metric_name"] == "loss" else 1
+    evaluated = [row for row in rows if row["metric"] and int(row["step"]) < args.steps]
+    earlier = [row for row in evaluated if int(row["step"]) <= 0.75 * args.steps][-1]
+    late = sign * (result["metric_after"] - float(earlier["metric"]))
+    whole = sign * (result["metric_after"] - result["metric_before"])
+    if late > 0.05 * abs(whole) > 0:
+        yield f"--steps {2 * args.steps}: this run was still learning"
+    if sign == -1 and late < 0:
+        yield f"fewer --steps or a lower --lr: the held-out loss rose after step {earlier['step']}"
 
 
 def main():
-    if PROCESS:
-        sys.stdout = open(os.devnull, "w")
-    runs.print_anywhere()
-    parser = build_parser()
-    try:
-        train(parse_args())
-    except KeyboardInterrupt as stop:
-        sys.exit(f"train.py: {str(stop) or 'stopped at once'}")
-    except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        parser.error(str(error).partition("\n")[0] or "out of memory")
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            parser.error(f"--compile does not work on this machine: {reason}")
-        if PROCESSES == 1 and "allocate memory" not in str(error):
-            raise  # a mistake in the code, not a process that died or a CPU without memory
-        parser.error(f"process {PROCESS} stopped: {reason}")
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character: print "?"
+    train(parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
