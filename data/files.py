@@ -1,4 +1,4 @@
-"""The error for what a user can correct, and files that are written whole or not at all."""
+"""What every command shares: errors in one sentence, files that are whole or absent, numbers."""
 import argparse
 import contextlib
 import csv
@@ -47,39 +47,6 @@ def write_csv(path, columns, rows):
     writer.writerows(rows)
     with replace_file(path) as file:
         file.write(text.getvalue().encode())
-
-
-# ---- Used until the new train.py is there ----------------------------------------------------------
-
-import warnings  # noqa: E402
-import zipfile  # noqa: E402
-
-TEMPORARY = ".tmp"  # the end of the name of a file that is being written
-warnings.filterwarnings("ignore", "Detected pickle protocol")
-
-
-def save(path, value):
-    """Writes tensors and plain data in PyTorch's format; OSError if that fails."""
-    import torch
-    try:
-        with replace_file(path) as file:
-            torch.save(value, file)
-    except RuntimeError as error:  # what torch.save makes of a write that failed
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{path} could not be written: is the disk full? ({reason})") from None
-
-
-def load_file(path):
-    """The dict that `save` wrote; InputError if it cannot be read or holds more than plain data."""
-    import torch
-    try:
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
-            raise InputError
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except MemoryError:
-        raise
-    except Exception:
-        raise InputError(f"{path} is missing, damaged or not a checkpoint") from None
 
 
 def run_command(main):
