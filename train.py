@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 import lora
 from data import tasks, tokenizer
-from data.files import InputError, about_input, number, replace_file, run_command
+from data.files import InputError, about_input, number, replace_file, run_command, write_csv
 from model import GPT, GPTConfig, read_tensors
 
 GA_BATCHES = 4  # LoRA-GA sums the gradients of the run's first batches
@@ -64,13 +64,15 @@ def build_parser():
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=PRESETS, default="lora", help="sets several flags; a flag given beside it wins")
+    add("--method", choices=PRESETS, default="lora",
+        help="sets several flags; a flag given beside it wins")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank (default: the rank; 8 with loraga)")
     add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
     add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], help="the layers to adapt")
     add("--dropout", type=fraction, default=0.0, help="dropout on the adapter's input")
-    add("--init", choices=["kaiming", "ga"], default="kaiming", help="A random, B zero; or LoRA-GA's start")
+    add("--init", choices=["kaiming", "ga"], default="kaiming",
+        help="A random and B zero, or LoRA-GA's start")
     add("--gamma", type=positive, default=16.0, help="LoRA-GA: the larger, the smaller its factors")
     add("--lr_ratio", type=positive, default=1.0, help="LoRA+: B's learning rate over A's")
     add("--precondition", action=yes_or_no, default=False, help="the Riemannian preconditioner")
@@ -79,11 +81,11 @@ def build_parser():
     add = parser.add_argument_group("training").add_argument
     add("--steps", type=count, default=1000, help="optimizer steps")
     add("--batch_size", type=count, default=32, help="sequences in a step")
-    add("--lr", type=positive, default=5e-3, help="peak learning rate; each method has its own default")
+    add("--lr", type=positive, default=5e-3, help="peak learning rate; each method has its own")
     add("--betas", type=fraction, nargs=2, default=[0.9, 0.95], help="AdamW's β₁ and β₂")
     add("--weight_decay", type=not_negative, default=0.0, help="AdamW's decoupled weight decay")
-    add("--warmup", type=natural, default=20, help="steps of linear warm-up, before the cosine decay to 0")
-    add("--grad_clip", type=not_negative, default=1.0, help="largest gradient norm; 0 for no clipping")
+    add("--warmup", type=natural, default=20, help="steps of linear warm-up; cosine decay follows")
+    add("--grad_clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no clipping")
     add("--grad_accum", type=count, default=1, help="micro-batches in a batch, to save memory")
     add("--model_dropout", type=fraction, default=0.0, help="dropout in the model itself")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of factors, batches and dropout")
@@ -91,10 +93,10 @@ def build_parser():
     add = parser.add_argument_group("data and files").add_argument
     add("--data", type=path, default="math", help="math; a .jsonl file of pairs, each line "
         "{\"prompt\": ..., \"completion\": ...}; or a text file")
-    add("--val_data", type=path, help="held-out data of the same kind (default: the last tenth of --data)")
+    add("--val_data", type=path, help="held-out data (default: the last tenth of --data)")
     add("--block_size", type=count, default=128, help="context length in tokens")
-    add("--init_from", type=path, default="base", help="base, the shipped model; gpt2, gpt2-medium, "
-        "-large, -xl; a checkpoint's path; or scratch")
+    add("--init_from", type=path, default="base",
+        help="base, the shipped model; gpt2, gpt2-medium, -large, -xl; a checkpoint; or scratch")
     add("--out_dir", type=path, help="where the files go (default: out/<data>-<method>-r<rank>)")
     add("--eval_interval", type=count, default=200, help="steps between evaluations")
     either = parser.add_mutually_exclusive_group().add_argument
@@ -105,7 +107,8 @@ def build_parser():
     add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto is cuda if there is one")
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of the computation; auto is bfloat16 on GPUs that have it")
-    add("--base_dtype", choices=["float32", "bfloat16"], default="float32", help="of the frozen weights")
+    add("--base_dtype", choices=["float32", "bfloat16"], default="float32",
+        help="of the frozen weights")
     add("--compile", action="store_true", help="torch.compile: a slower start, faster steps")
     return parser
 
@@ -124,6 +127,8 @@ def parse_args(argv=None):
     # The method's own defaults, then everything again.
     parser.set_defaults(**PRESETS[given.method])
     args = parser.parse_args(argv)
+    if args.init_from == "scratch" and args.method != "full":
+        parser.error(f"--init_from scratch needs --method full, not {args.method}")
     if "gamma" in given_names and args.init != "ga":
         parser.error(f"--gamma {args.gamma:g} is LoRA-GA's: it needs --init ga")
     if "damping" in given_names and not args.precondition:
@@ -159,12 +164,14 @@ def underscores(word):
 def build_model(args, device):
     """The pretrained GPT on its device, with an adapter in it unless all of it is to train."""
     if args.init_from == "scratch":
-        return GPT(GPTConfig(**SCRATCH, dropout=args.model_dropout)).to(device)
-    with about_input("--init_from"):
-        model = GPT.from_pretrained(args.init_from, args.model_dropout)
+        model = GPT(GPTConfig(**SCRATCH, dropout=args.model_dropout))
+    else:
+        with about_input("--init_from"):
+            model = GPT.from_pretrained(args.init_from, args.model_dropout)
     model.to(device, getattr(torch, args.base_dtype))
     if args.method == "full":
         return model
+
     with about_input("--rank, --targets or --dropout"):
         lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
     smallest = min(min(layer.linear.weight.shape) for layer in lora.lora_layers(model).values())
@@ -223,10 +230,9 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(timeout=timedelta(hours=2))
 
-    # The directory: a run in it is not lost without a flag.
+    # The run's directory: a run in it is not lost without a flag.
     checkpoint = find_checkpoint(args)
-    if rank == 0:
-        print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
+    print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
 
     # Model.
     torch.manual_seed(args.seed)
@@ -248,19 +254,22 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         return [(some_idx, some_targets, (some_targets != -1).sum().item() / total)
                 for some_idx, some_targets in zip(idx.chunk(count), targets.chunk(count))]
 
-    # Start: evaluate the base model, let LoRA-GA choose the factors. Or resume from a checkpoint.
+    # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
-        first_step, seconds, before = 0, 0.0, evaluate(model, task, source)
+        first_step, seconds = 0, 0.0
+        before = after = evaluate(model, task, source)
         start(args, model, micro_batches)
     else:
-        check_same_data(args, checkpoint, task)
-        first_step, seconds, before = (checkpoint[key] for key in ("step", "seconds", "before"))
+        if checkpoint["checksum"] != task.checksum:
+            raise InputError(f"--resume: {args.data} has changed since the checkpoint")
+        first_step, seconds = checkpoint["step"], checkpoint["seconds"]
+        before, after = checkpoint["before"], checkpoint["after"]
         restore_model(model, checkpoint["model"])
     if world_size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
-    # Optimizer. The schedule scales the rates that it starts with.
+    # Optimizer. The schedule scales its learning rates.
     optimizer = build_optimizer(args, model)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -269,7 +278,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     if rank == 0:
         log = open_log(args, first_step)
         if checkpoint is None:
-            write_row(log, {"step": 0, **figures(task, before)})
+            log.writerow({"step": 0, **before})
 
     # The loop.
     forward = torch.compile(model) if args.compile else model
@@ -309,28 +318,28 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         done = step + 1
         if after_step is not None:
             after_step(model, optimizer, done)
-        loss = loss.item()  # waits for a GPU
-        now = time.perf_counter()
-        row = {"step": done, "loss": loss, "lr": args.lr * lr_factor, "ms": 1e3 * (now - step_began)}
         if rank > 0:
             continue
 
-        # Evaluate, log, checkpoint: in the first process alone.
+        # Evaluate, log, checkpoint: the first process alone.
+        row = {"step": done, "loss": loss.item(), "lr": args.lr * lr_factor}
+        row["ms"] = 1e3 * (time.perf_counter() - step_began)
         evaluating = done % args.eval_interval == 0 or done == args.steps
         if evaluating:
             after = evaluate(model, task, source, whole=done == args.steps)
             if not math.isfinite(after["source_loss"]):
                 raise InputError(f"the loss is no longer finite at step {done}: try an --lr below "
                                  f"{args.lr:g}")
-            row.update(figures(task, after))
-        write_row(log, row)
+            row.update(after)
+        log.writerow(row)
         now = time.perf_counter()
         if evaluating or now - saved > 60:
             saved = now
             save(Path(args.out_dir) / "ckpt.pt", {
                 "settings": settings_of(args), "checksum": task.checksum, "step": done,
-                "seconds": seconds + now - began, "before": before, "metric_name": task.metric,
-                "model": trained_state(model), "optimizer": optimizer.state_dict()})
+                "seconds": seconds + now - began, "before": before, "after": after,
+                "metric_name": task.metric, "model": trained_state(model),
+                "optimizer": optimizer.state_dict()})
         if evaluating or now - shown > 5:
             shown = now
             left = (now - loop_began) / (done - first_step) * (args.steps - done)
@@ -341,7 +350,6 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         dist.destroy_process_group()
     if rank > 0:
         return None
-    log.close()
     seconds += time.perf_counter() - began
     result = summary(args, model, optimizer, task, before, after, seconds)
     save_results(args, model, result)
@@ -350,14 +358,10 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
 
 
 def evaluate(model, task, source, whole=True):
-    """What is learned and what is kept: the task's figures, the loss on the source domain."""
-    return {"measures": task.measure(model, whole), "source_loss": source.evaluate(model)}
-
-
-def figures(task, evaluation):
-    """An evaluation's two figures in log.csv."""
-    return {"metric": evaluation["measures"][task.metric],
-            "source_loss": evaluation["source_loss"]}
+    """What is learned, the task's figures, and what is kept, the loss on the source domain."""
+    measures = task.measure(model, whole)
+    return {"metric": measures[task.metric], "source_loss": source.evaluate(model),
+            "measures": measures}
 
 
 def pick_device(name):
@@ -414,13 +418,6 @@ def find_checkpoint(args):
     return checkpoint
 
 
-def check_same_data(args, checkpoint, task):
-    """Raises InputError if the training data has changed since the checkpoint."""
-    if task.checksum != checkpoint["checksum"]:
-        raise InputError(f"--resume: {args.data} has changed since the checkpoint: --overwrite "
-                         "begins again")
-
-
 def trained_state(model):
     """The tensors that a run changes: what trains, and what LoRA-GA started from."""
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -439,27 +436,22 @@ def restore_model(model, state):
 
 
 def open_log(args, first_step):
-    """log.csv, open for its next row. Creating it claims the directory for this run."""
+    """The writer of log.csv. Creating the file claims the directory for this run."""
     path = Path(args.out_dir) / "log.csv"
-    rows = read_log(path) if first_step else []
-    if args.overwrite or args.resume:
-        for name in ("log.csv", "adapter.pt", "model.pt", "result.json", "curves.png"):
+    if first_step:  # the rows after the checkpoint are computed again
+        rows = [row for row in read_log(path) if int(row["step"]) <= first_step]
+        write_csv(path, LOG, rows)
+    elif args.overwrite or args.resume:
+        for name in ("log.csv", "ckpt.pt", "adapter.pt", "model.pt", "result.json", "curves.png"):
             path.with_name(name).unlink(missing_ok=True)
-    if not first_step:
-        path.with_name("ckpt.pt").unlink(missing_ok=True)
     with about_input(f"--out_dir {args.out_dir} cannot be used"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = open(path, "x", encoding="utf-8", newline="")
-    csv.DictWriter(log, LOG).writeheader()
-    for row in rows:
-        if int(row["step"]) <= first_step:
-            write_row(log, row)
+        mode = "a" if first_step else "x"
+        file = open(path, mode, buffering=1, encoding="utf-8", newline="")  # each row at once
+    log = csv.DictWriter(file, LOG, extrasaction="ignore", lineterminator="\n")
+    if not first_step:
+        log.writeheader()
     return log
-
-
-def write_row(log, row):
-    csv.DictWriter(log, LOG, lineterminator="\n").writerow(row)
-    log.flush()
 
 
 def read_log(path):
@@ -479,8 +471,7 @@ def summary(args, model, optimizer, task, before, after, seconds):
     return {
         "method": args.method, "seed": args.seed, "steps": args.steps, "seconds": seconds,
         "metric_name": task.metric,
-        "metric_before": before["measures"][task.metric],
-        "metric_after": after["measures"][task.metric],
+        "metric_before": before["metric"], "metric_after": after["metric"],
         "measures_before": before["measures"], "measures_after": after["measures"],
         "source_loss_before": before["source_loss"], "source_loss_after": after["source_loss"],
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -565,7 +556,7 @@ def what_is_next(args, result, rows):
     yield f"python -m experiments.compare{data}{base}    all five methods, each at its best rate"
     forgotten = result["source_loss_after"] - result["source_loss_before"]
     if forgotten > 1:
-        yield f"--lr {args.lr / 3:.1g}: this run forgot {forgotten:.1f} nats; a lower rate forgets less"
+        yield f"--lr {args.lr / 3:.1g}: a lower rate forgets less than {forgotten:.1f} nats"
 
     # Which way did the held-out figure go in the last quarter of the run?
     sign = -1 if result["metric_name"] == "loss" else 1
