@@ -120,6 +120,14 @@ def test_math_holds_out_500_sums_that_no_batch_has():
         assert ENCODING.decode([t for t in target if t != -1]) == f" {int(a) + int(b)}\n"
 
 
+def test_math_is_what_the_stored_results_were_trained_on():
+    task = tasks.load("math", ENCODING, 128)
+    assert task.checksum == "c3ca2a7f"
+    idx, _ = task.batch(0, 0, 2)
+    questions = [ENCODING.decode(row).split("?")[0] for row in idx.tolist()]
+    assert questions == ["What is 35 plus 76", "What is 66 plus 24"]
+
+
 ROW_FORMS = {
     "pair": ({"prompt": "Hi", "completion": " you\n", "extra": 1}, ("Hi", " you\n")),
     "carriage return": ({"prompt": "Hi", "completion": "you\r\n"}, ("Hi", "you\n")),
@@ -161,6 +169,12 @@ LINES = [json.dumps(row, ensure_ascii=False) for row in some_pairs(4)]
 def test_files_of_pairs_are_known_by_their_contents(tmp_path, name, contents):
     expected = [(row["prompt"], row["completion"] + "\n") for row in some_pairs(4)]
     assert texts_of(load_text(tmp_path / name, contents)) == expected
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "JSON", "NdJson"])
+def test_a_damaged_file_of_pairs_is_not_taken_for_text(tmp_path, ending):
+    with pytest.raises(InputError, match="line 1: not JSON"):
+        load_text(tmp_path / f"x.{ending}", "{oops\n" + 100 * GOOD)
 
 
 @pytest.mark.parametrize("contents", ["Plain words. ", '{"time": 3}\n', '[Verse]\n{"prompt": "a"} ',
