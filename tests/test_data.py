@@ -150,7 +150,8 @@ ROW_FORMS = {
 @pytest.mark.parametrize("form", ROW_FORMS)
 def test_a_row_is_read_in_each_of_its_forms(tmp_path, form):
     row, pair = ROW_FORMS[form]
-    assert texts_of(load_text(tmp_path / "x.jsonl", 2 * (json.dumps(row) + "\n"))) == [pair, pair]
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    assert texts_of(load_text(tmp_path / "x.jsonl", 2 * line)) == [pair, pair]
 
 
 LINES = [json.dumps(row, ensure_ascii=False) for row in some_pairs(4)]
