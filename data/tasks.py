@@ -286,7 +286,7 @@ def chat_turns(messages):
 
 def to_tokens(prompt, completion, encoding):
     """The two are tokenized apart, so that a completion's tokens do not depend on its prompt."""
-    return encoding.encode_ordinary(prompt), encoding.encode_ordinary(completion + "\n")
+    return encode(prompt, encoding), encode(completion + "\n", encoding)
 
 
 def total_length(pair):
@@ -374,10 +374,9 @@ def windows_at(starts, tokens, block_size):
 
 
 def tokenize(text, encoding):
-    """The tokens of a text, as an array."""
-    pieces = [text[start:start + PIECE] for start in range(0, len(text), PIECE)]
+    """The tokens of a long text, as an array."""
     tokens = [np.array(encoding.encode_ordinary(piece), dtype=np.int32)
-              for piece in show_progress(pieces)]
+              for piece in show_progress(pieces_of(text))]
     return np.concatenate(tokens)
 
 
@@ -404,6 +403,18 @@ def read_text(path, flag):
         raise InputError(f"{flag} {path}, line {line}: not UTF-8 ({error.reason}); save the file "
                          "as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encode(text, encoding):
+    """The tokens of a text, as a list."""
+    tokens = []
+    for piece in pieces_of(text):
+        tokens += encoding.encode_ordinary(piece)
+    return tokens
+
+
+def pieces_of(text):
+    return [text[start:start + PIECE] for start in range(0, len(text), PIECE)]
 
 
 def show_progress(items):

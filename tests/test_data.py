@@ -333,6 +333,7 @@ def test_a_text_is_split_and_its_bits_per_byte_are_exact(tmp_path):
 def test_a_run_of_a_million_spaces_is_tokenized():
     text = "a" + 1_200_000 * " " + "b"
     assert ENCODING.decode(tasks.tokenize(text, ENCODING)) == text
+    assert ENCODING.decode(tasks.encode(text, ENCODING)) == text
 
 
 def test_text_is_evaluated_by_the_mean_of_its_windows(tmp_path):
