@@ -1,188 +1,203 @@
-"""What the trained experiments share: variants × learning rates × seeds -> rows, a table, a figure.
+"""What a question is: variants × learning rates × seeds, and the table that answers it.
 
-A question is a file beside this one that says what it varies:
-
-    python -m experiments.ranks            runs what results/ranks.csv lacks, and puts the table
-                                           into details.md
-    python -m experiments.ranks --quick    the same with a few steps a run, for a look, in out/quick
-
-A row of the CSV begins with what makes the run again, `python train.py FLAGS`, or, where it begins
-with -m, `python FLAGS`. A run that was stopped is taken up again. The first seed tries all learning
-rates and the others the best of them, or all, where the question is about the rates: so two seeds
-of three have not chosen it. Where other questions have left more runs, all seeds choose.
+The questions stand in experiments/questions/, `python -m experiments.ask NAME` answers one.
+The first seed tries all learning rates. The other seeds try the best of them, or all of them if the
+question is about the rates. So two seeds of three have not chosen the rate that is reported.
 """
-import argparse
+import csv
+import math
 import shlex
-import sys
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
-import curves
-from data.files import InputError, replace_file, write_csv
+from data.files import InputError
 from experiments import compare, sweep
-from runs import print_anywhere
 
 RESULTS = Path(__file__).with_name("results")
-FIGURES = Path(__file__).with_name("figures")
-DETAILS = Path(__file__).with_name("details.md")
 QUICK = "--steps 4 --eval_interval 2"
-LOOK = Path("out/quick")
 ON_CODE = "--steps 300 --eval_interval 50 --batch_size 8"  # as many tokens a step as 32 sums
+DATA = {  # name: what train.py takes, and more flags
+    "math": ("math", ""),
+    "code": ("data/code.txt", "--val_data data/code_val.txt"),
+    "pairs": ("data/e2e_sample.jsonl", ""),
+    "plays": ("data/shakespeare.txt", ""),
+}
+PREPARED = {"code": "code", "plays": "shakespeare"}  # what python -m data.prepare makes
 
 
 def flag(name, value, default):
-    """A flag, left out at its default: a stored row is known by its flags."""
+    """A flag, or nothing at its default, since stored rows are found by their flags."""
     return "" if value == default else f"--{name} {value}"
 
 
 @dataclass
 class Variant:
-    """One of the things compared: a method, the learning rates to try, more flags of train.py."""
+    """One of the things compared.
+
+    rates    the learning rates of the first seed
+    flags    more flags of train.py
+    module   what runs in train.py's place, with its own flags: "experiments.variant --freeze A"
+    data     a key of DATA
+    always   rates that every seed tries
+    """
     method: str
     rates: tuple
     flags: str = ""
-    module: str = ""  # what runs in place of train.py, with its own flags: experiments.variant ...
+    module: str = ""
     data: str = "math"
-    always: tuple = ()  # rates that every seed tries, best or not
+    always: tuple = ()
 
     def run(self, lr, seed, more=""):
-        """The flags of one run; steps, batch, betas, evaluations in full: defaults may change."""
-        given = shlex.split(f"{self.flags} {more}")
-        flags = compare.flags_of(given, self.data, self.method, lr, seed)
+        """The flags of one run."""
+        data, of_data = DATA[self.data]
+        given = shlex.split(f"{of_data} {self.flags} {more}")
+        flags = compare.flags_of(given, data, self.method, lr, seed)
         return f"-m {self.module} {flags}" if self.module else flags
 
 
 @dataclass
 class Question:
-    """Variants by their names; text(found) makes the table, draw(found) the figure, from the dicts
-    of numbers that `results` returns."""
+    """Variants by name, and what is made of their results.
+
+    every_rate   every seed tries all rates
+    metric       "loss" compares by the held-out loss, whatever the task's metric is
+    text, draw   functions of the results (dicts of numbers): Markdown, and a figure or None
+    """
     name: str
     variants: dict
-    every_rate: bool = False  # every seed tries them all, not the first alone
-    metric: str = None  # "loss" compares by the completions' loss instead of the task's own metric
-    text: Callable = None
+    text: Callable
+    every_rate: bool = False
+    metric: str = None
     draw: Callable = None
-    page: Path = DETAILS  # the text that has a place for the table
 
     def plan(self, seeds=3, more=""):
         """{the flags of a run: (variant, learning rate, seed)}, one seed before the next."""
         return {variant.run(lr, seed, more): (name, lr, seed) for seed in range(seeds)
                 for name, variant in self.variants.items() for lr in variant.rates}
 
-    def later(self, every, rows):
-        """The flags of a plan that are to run after its first seed's rows are there."""
+    def later(self, plan, rows):
+        """The runs that are to follow once the rows of the first seed are there."""
         if self.every_rate:
-            return list(every)
-        first = [result for result in self.results(every, rows) if result["seed"] == 0]
+            return list(plan)
+        first = [result for result in self.results(plan, rows) if result["seed"] == 0]
         best = {name: compare.best_rate(compare.at_rates(first, name)) for name in self.variants}
-        return [flags for flags, (name, lr, _) in every.items()
+        return [flags for flags, (name, lr, _) in plan.items()
                 if lr in (best[name], *self.variants[name].always)]
 
-    def results(self, every, rows):
-        """The rows of a plan that are there -> dicts of numbers, for experiments.compare's use."""
-        mine = {flags: rows[flags] for flags in every if flags in rows}
-        metrics = {every[flags][0]: row["metric"] for flags, row in mine.items()
+    def results(self, plan, rows):
+        """The stored rows of a plan -> dicts of numbers; "method" is the variant's name."""
+        mine = {flags: rows[flags] for flags in plan if flags in rows}
+        metrics = {plan[flags][0]: row["metric"] for flags, row in mine.items()
                    if row["metric"] != "diverged"}
         if not metrics:
             raise InputError("every run diverged, or none was made")
         found = []
         for flags, row in mine.items():
-            variant, lr, seed = every[flags]
-            metric = self.metric or metrics.get(variant, min(metrics.values()))
-            found.append({"method": variant, "lr": lr, "seed": seed,
-                          **compare.outcome(row, metric)})
+            name, lr, seed = plan[flags]
+            metric = self.metric or metrics.get(name, min(metrics.values()))
+            numbers = compare.numbers_of(row, metric)
+            found.append({"method": name, "lr": lr, "seed": seed, **numbers})
         return found
 
-    def stored(self, seeds=3):
-        """The results as they stand in the CSV."""
-        rows = {row["flags"]: row for row in sweep.read(RESULTS / f"{self.name}.csv")}
-        return self.results(self.plan(seeds), rows)
-
-    def table(self, found):
-        """The table in Markdown, or one for each of the tasks' metrics."""
-        if self.text:
-            return self.text(found).strip()
-        of_metric = {}
-        for result in found:
-            of_metric.setdefault(result["metric"], []).append(result)
-        return "\n\n".join(compare.table(results, list(self.variants), sizes=False)
-                           for results in of_metric.values())
+    def stored(self):
+        return self.results(self.plan(), sweep.read(*RESULTS.rglob("runs.csv")))
 
     def quick(self):
         """The same with one learning rate each, and without what has to be downloaded."""
-        variants = {name: replace(variant, rates=(variant.always or variant.rates)[:1])
-                    for name, variant in self.variants.items() if variant.data != "shakespeare"}
+        variants = {name: replace(variant, rates=tuple(variant.always or variant.rates)[:1])
+                    for name, variant in self.variants.items() if variant.data != "plays"}
         return replace(self, variants=variants)
 
 
-def reuse(every, table):
-    """Copies into a table what the other tables have of a plan's runs."""
-    with sweep.locked(table):
-        rows = {row["flags"]: row for row in sweep.read(table)}
-        for other in sorted(RESULTS.rglob("*.csv")):
-            for row in sweep.read(other):
-                if row.get("flags") in every:
-                    rows.setdefault(row["flags"], row)
-        write_csv(table, sweep.COLUMNS, rows.values())
+@dataclass
+class Measurement:
+    """Something measured on trained models, which are kept in out/trained.
+
+    runs         {key: (a variant with one rate, seed, more flags)}
+    rows         rows({key: a run's directory}) yields the rows of a CSV
+    text, draw   functions of these rows, whose values are strings
+    """
+    name: str
+    runs: dict
+    rows: Callable
+    text: Callable
+    draw: Callable = None
+
+    def stored(self):
+        path = RESULTS / f"{self.name}.csv"
+        if not path.exists():
+            raise InputError(f"{path} is not there: without --stored it is made")
+        return read_csv(path)
 
 
-def place_of(name, text):
-    """A page's place for a table, between two comments -> what is before it, in it, and after."""
-    before, begin, rest = text.partition(f"<!-- {name} -->\n")
-    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
-    if not end:
-        raise InputError(f"no place for the table: the page lacks <!-- {name} --> and its end")
-    return before + begin, table.strip(), end + after
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def put(table, name, page):
-    before, _, after = place_of(name, page.read_text(encoding="utf-8"))
-    with replace_file(page) as file:
-        file.write(f"{before}\n{table}\n\n{after}".encode())
+# ==== Tables ======================================================================================
 
 
-def parse(asked):
-    """The command line of a question or a measurement -> its parser, args."""
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{asked.name}")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    add = parser.add_argument
-    add("--quick", action="store_true", help="four steps a run and one seed, for a look")
-    add("--stored", action="store_true", help="no runs: the table and the figure of those there")
-    sweep.add_jobs(parser)
-    print_anywhere()
-    return parser, parser.parse_args()
+def short(results, name="learned"):
+    """A cell: the median and the range of the seeds; shares in per cent."""
+    if name == "learned":
+        percent = results[0]["metric"] == "exact match"
+        values = [100 * result["learned"] if percent else result["learned"] for result in results]
+        form = "{:.1f}" if percent else "{:.3f}"
+    else:
+        values, form = [result[name] for result in results], "{:.2f}"
+    return spread(values, form)
 
 
-def publish(asked, found, quick):
-    """Prints a table, puts it into its page, draws its figure."""
-    table = asked.table(found)
-    print(f"\n{table}\n")
-    if not quick:
-        put(table, asked.name, asked.page)
-    if asked.draw and curves.available():
-        curves.write(asked.draw(found), (LOOK if quick else FIGURES) / f"{asked.name}.svg")
+def spread(values, form):
+    """A median, and in brackets the range."""
+    text = form.format(statistics.median(values))
+    if len(values) == 1:
+        return text
+    return f"{text} ({form.format(min(values))}–{form.format(max(values))})"
 
 
-def ask(question):
-    """A question's command: the runs that are missing, its table, its figure."""
-    parser, args = parse(question)
-    folder, every = RESULTS, question.plan()
-    if args.quick:
-        folder, question = LOOK, question.quick()
-        every = question.plan(1, QUICK)
-    try:
-        if not args.quick:  # what is wrong with the page is told before hours of runs
-            place_of(question.name, question.page.read_text(encoding="utf-8"))
-        path = folder / f"{question.name}.csv"
-        reuse(every, path)
-        if not args.stored:
-            first = [flags for flags, (_, _, seed) in every.items() if seed == 0]
-            rows = sweep.sweep(first, path, args.jobs)
-            sweep.sweep(question.later(every, rows), path, args.jobs)
-        found = question.results(every, {row["flags"]: row for row in sweep.read(path)})
-        publish(question, found, args.quick)
-    except (InputError, OSError) as error:
-        parser.error(error)
-    except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on")
+def best(rates):
+    """The best rate as text, and its results -> ("0.01 (edge)", [result of each seed])."""
+    lr = compare.best_rate(rates)
+    edge = " (edge)" if compare.at_edge(rates, lr) else ""
+    return f"{lr:g}{edge}", rates[lr]
+
+
+def at_best(found, names, first, prefix="", level=None):
+    """A row for each name: the best rate, what was learned and forgotten there.
+
+    prefix   what stands before the names in the results
+    level    adds what had been forgotten when this much was learned
+    """
+    rows, metric = [], None
+    for name in names:
+        rates = compare.at_rates(found, prefix + name)
+        lr, results = best(rates)
+        metric = results[0]["metric"]
+        row = [name, lr, short(results), short(results, "forgotten")]
+        rows.append(row if level is None else [*row, compare.at_level(rates, level)])
+    header = [first, "lr", in_words(metric), "forgotten"]
+    if level is not None:
+        header.append(f"forgotten at {100 * level:g} %" if metric == "exact match" else
+                      f"forgotten at {level:.3f}")
+    return compare.markdown(header, rows)
+
+
+def in_words(metric):
+    return "exact match, %" if metric == "exact match" else "loss"
+
+
+def steps_to(points, level, metric):
+    """The first step of (step, value) at which a level was reached; inf if none is."""
+    return next((step for step, value in points if compare.reached(value, level, metric)), math.inf)
+
+
+def groups(rows, *keys):
+    """Rows by their values in these columns -> {(values): [rows]}."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found

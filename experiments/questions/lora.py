@@ -1,0 +1,149 @@
+"""LoRA (arXiv 2106.09685): ranks, scales, where to adapt, and what the directions are."""
+import torch
+
+from experiments import compare, question, trained
+from experiments.question import ON_CODE, Measurement, Question, Variant, flag
+
+# ==== Is a very small rank enough? (§7.2) =========================================================
+
+# At s = 1 a larger rank wants a smaller rate, and code wants twice math's.
+RATES = {1: (5e-3, 1e-2, 2e-2), 2: (5e-3, 1e-2, 2e-2), 4: (2.5e-3, 5e-3, 1e-2),
+         8: (2.5e-3, 5e-3, 1e-2), 32: (1.25e-3, 2.5e-3, 5e-3),
+         128: (6.25e-4, 1.25e-3, 2.5e-3, 5e-3)}
+DATA = {"math": ("", 1), "code": (ON_CODE, 2)}
+LEVELS = {"math": 0.9, "code": 1.95}
+FORGET_LEAST = {("math", 128): (6.25e-4,), ("code", 32): (2.5e-3,)}
+ranks = {
+    f"{data}: {rank}": Variant("lora", tuple(times * lr for lr in rates),
+                               f"{flag('rank', rank, 8)} {flags}", data=data,
+                               always=FORGET_LEAST.get((data, rank), ()))
+    for data, (flags, times) in DATA.items() for rank, rates in RATES.items()}
+
+
+def rank_table(found):
+    rows = []
+    for rank in RATES:
+        row = [str(rank)]
+        for data, level in LEVELS.items():
+            rates = compare.at_rates(found, f"{data}: {rank}")
+            lr, results = question.best(rates)
+            row += [lr, question.short(results), compare.at_level(rates, level)]
+        rows.append(row)
+    return compare.markdown(
+        ["rank", "math: lr", "exact match, %", "forgotten at 90 %", "code: lr", "loss",
+         "forgotten at 1.95"], rows)
+
+
+# ==== The scale of a rank: alpha = 2r, and alpha/√r (rsLoRA) ======================================
+
+scales = {}
+for data, (flags, times) in DATA.items():
+    for rank, rates in ((8, RATES[8]), (32, RATES[32]), (128, RATES[128])):
+        tried = tuple(times * lr for lr in rates)
+        of_rank = f"{flag('rank', rank, 8)} {flags}"
+        half = tuple(lr / 2 for lr in tried)
+        scales[f"{data}: {rank}, s = 1"] = Variant("lora", tried, of_rank, data=data)
+        scales[f"{data}: {rank}, s = 2"] = Variant("lora", half, f"--alpha {2 * rank} {of_rank}",
+                                                   data=data)
+        scales[f"{data}: {rank}, s = 8/√r"] = Variant("lora", half, f"--alpha 8 --rslora {of_rank}",
+                                                      data=data)
+
+
+def by_task(found, variants):
+    return "\n\n".join(question.at_best(found, [name.partition(": ")[2] for name in variants
+                                                if name.startswith(data)], data, f"{data}: ")
+                       for data in DATA)
+
+
+def scale_table(found):
+    return by_task(found, scales)
+
+
+# ==== Where should a budget of parameters go? (§7.1; Biderman et al., figure 7) ===================
+
+PLACES = {  # as near to 131,072 parameters as whole ranks come
+    "all, r 8": "",
+    "attention, r 21": "--rank 21 --targets c_attn attn.c_proj",
+    "MLP, r 13": "--rank 13 --targets c_fc mlp.c_proj",
+}
+HIGHER = {"MLP, r 13": (2e-2,)}
+targets = {f"math: {name}": Variant("lora", (2.5e-3, 5e-3, 1e-2, *HIGHER.get(name, ())), flags)
+           for name, flags in PLACES.items()}
+targets |= {f"code: {name}": Variant("lora", (5e-3, 1e-2, 2e-2), f"{flags} {ON_CODE}", data="code")
+            for name, flags in PLACES.items()}
+
+
+def target_table(found):
+    return by_task(found, targets)
+
+
+# ==== What do the updates of different ranks and seeds share? (§7.2, 7.3) =========================
+
+FIRST = (1, 2, 4, 8)  # directions; the table shows the first and all eight
+
+
+def overlap(U, V):
+    """φ = ‖UᵀV‖²_F / min(i, j) of orthonormal columns U (d, i), V (d, j).
+
+    It is 1 if the columns of one lie in the span of the other's, and 0 if they are orthogonal.
+    """
+    return ((U.T @ V).square().sum() / min(U.shape[1], V.shape[1])).item()
+
+
+def amplification(W, delta, rank):
+    """‖ΔW‖_F / ‖UᵀWV‖_F, U and V (d, rank) the singular vectors of ΔW."""
+    U, _, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return (delta.norm() / (U[:, :rank].T @ W @ Vh[:rank].T).norm()).item()
+
+
+def right_vectors(delta, rank):
+    """ΔW's first singular vectors on the side of the inputs, (d_in, rank)."""
+    return torch.linalg.svd(delta, full_matrices=False)[2][:rank].T
+
+
+def measure_subspaces(runs):
+    deltas = {key: trained.deltas(directory) for key, directory in runs.items()}
+    for name, (W, delta) in deltas[8, 0].items():
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(delta.shape, dtype=delta.dtype, generator=generator)
+        mine = right_vectors(delta, 8)
+        others = {"in r 64, same seed": right_vectors(deltas[64, 0][name][1], 64),
+                  "in r 64, another seed": right_vectors(deltas[64, 1][name][1], 64),
+                  "in 64 random directions": right_vectors(noise, 64),
+                  "in r 8, another seed": right_vectors(deltas[8, 1][name][1], 8),
+                  "in 8 random directions": right_vectors(noise, 8)}
+        for case, vectors in others.items():
+            for k in FIRST:
+                yield {"measure": "φ", "case": case, "layer": name, "k": k,
+                       "value": round(overlap(mine[:, :k], vectors), 4)}
+        for rank in (8, 64):
+            delta = deltas[rank, 0][name][1]
+            as_large = noise * delta.norm() / noise.norm()
+            for case, matrix in ((f"r {rank}", delta), (f"noise as large as r {rank}'s", as_large)):
+                yield {"measure": "amplification", "case": case, "layer": name, "k": rank,
+                       "value": round(amplification(W, matrix, rank), 4)}
+
+
+def subspace_table(rows):
+    found = question.groups(rows, "measure", "case", "k")
+
+    def cell(measure, case, k, form):
+        return question.spread([float(row["value"]) for row in found[measure, case, str(k)]], form)
+
+    cases = dict.fromkeys(row["case"] for row in rows if row["measure"] == "φ")
+    shared = [[case, *(cell("φ", case, k, "{:.2f}") for k in (1, 8))] for case in cases]
+    amplified = [[case, cell("amplification", case, k, "{:.1f}")]
+                 for measure, case, k in found if measure == "amplification"]
+    header = ["share of ΔW (r 8) that lies", "first direction", "all eight"]
+    return (f"{compare.markdown(header, shared)}\n\n"
+            f"{compare.markdown(['ΔW', '‖ΔW‖ / ‖UᵀW0V‖'], amplified)}")
+
+
+SUBSPACES = {(rank, seed): (trained.LORA, seed, flag("rank", rank, 8))
+             for rank in (8, 64) for seed in range(2)}
+QUESTIONS = (
+    Question("ranks", ranks, rank_table),
+    Question("scales", scales, scale_table),
+    Question("targets", targets, target_table),
+    Measurement("subspaces", SUBSPACES, measure_subspaces, subspace_table),
+)
