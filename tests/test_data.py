@@ -370,12 +370,15 @@ def test_batches_are_a_function_of_seed_and_step(tmp_path, monkeypatch, data):
 def test_a_batch_has_rows_of_like_lengths_where_lengths_differ(tmp_path):
     task = tasks.load(write_rows(tmp_path / "x.jsonl", some_pairs(300, longest=40)), ENCODING, 256)
     padding = []
+    widths = []
     for step in range(32):
         idx, _ = task.batch(0, step, 8)
+        widths.append(idx.shape[1])
         padding.append((idx == 0).double().mean().item())
     at_random = [task.rows([task.train[i] for i in np.random.default_rng(i).integers(270, size=8)])
                  for i in range(32)]
     assert np.mean(padding) < 0.5 * np.mean([(idx == 0).double().mean() for idx, _ in at_random])
+    assert max(widths) > 2 * min(widths)  # short rows and long rows both have their batches
     assert tasks.load("math", ENCODING, 64).candidates == 1  # there it would save nothing
 
 
