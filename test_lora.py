@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn as nn
 
-from lora import (LoRALinear, adapter_state_dict, apply_lora, attach_preconditioner, damped_inverses,
-                  load_adapter, lora_ga_factors, lora_ga_init, lora_layers, lora_plus_groups,
-                  merge_and_unload, merge_lora, precondition_gradients, top_singular_vectors,
-                  unmerge_lora)
+from lora import (LoRALinear, adapter_state_dict, apply_lora, attach_preconditioner,
+                  damped_inverses, load_adapter, lora_ga_factors, lora_ga_init, lora_layers,
+                  lora_plus_groups, merge_and_unload, merge_lora, precondition_gradients,
+                  top_singular_vectors, unmerge_lora)
 from model import GPT, GPTConfig
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
