@@ -1,23 +1,19 @@
 """What training with LoRA costs, beside full fine-tuning and, where it is installed, PEFT.
 
-    python -m experiments.bench         steps, memory, preconditioner, merged, startup
-    python -m experiments.bench loraga cosine growth sizes    LoRA-GA's start; how the costs grow
+    python -m experiments.bench
+    python -m experiments.bench steps memory --ranks 8 --shapes small
     python -m experiments.bench steps --device cuda --dtypes mixed bfloat16 --shapes gpt2 gpt2-xl
 
-Whatever is compared runs in turn, in one process, in another order every round: what runs after a
-larger neighbour is slower. A time is a median, a ratio is one of medians. Peak memory is that of a
-process of its own. PEFT gets the same model, rank, batch and optimizer.
+Whatever is compared runs in turn in one process, in another order every round, since what runs
+after a larger neighbour is slower. A time is a median, a ratio is one of medians. Peak memory is
+measured in a process of its own. PEFT gets the same model, rank, batch and optimizer.
 """
 import argparse
 import importlib.util
-import math
 import multiprocessing
 import random
 import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,9 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import lora
-import train
+from data.files import number
 from model import GPT, GPTConfig
-from runs import number
 
 ADAPTERS = ["LoRA", "PEFT"] if importlib.util.find_spec("peft") else ["LoRA"]
 METHODS = [*ADAPTERS, "full"]
@@ -53,9 +48,6 @@ class Case:
 
 SMALL = Case(4, 256, vocab_size=2048, block_size=128, sequences=16, tokens=128)
 SHAPES = {"small": SMALL, "gpt2": Case(12, 768, 50304), "gpt2-xl": Case(48, 1600, 50304)}
-FAMILY = {"GPT-2 124M": Case(12, 768), "GPT-2 medium": Case(24, 1024),
-          "GPT-2 large": Case(36, 1280), "GPT-2 XL 1.5B": Case(48, 1600),
-          "GPT-3 175B": Case(96, 12288, block_size=2048)}
 
 
 def build(case):
@@ -147,7 +139,7 @@ def peak_memory_here(prepare, args):
         torch.cuda.reset_peak_memory_stats()
         before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
         before, peak = resident("VmRSS"), lambda: resident("VmHWM")
     function()
     return peak() - before
@@ -233,52 +225,11 @@ def merged(args):
         yield cells | compared(ms, "ms")
 
 
-FIRST_STEP = """
-import os, train
-step = train.train_step
-train.train_step = lambda *args: (step(*args), os._exit(0))
-train.main()
-"""
-
-
-def startup(args):
-    """The main job"""
-    with tempfile.TemporaryDirectory() as directory:
-        flags = ["--device", args.device, "--out_dir", directory]
-        command = [sys.executable, "-c", FIRST_STEP, *flags]
-        run = {"first": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)}
-        seconds = in_turn(run, args.rounds)["first"] / 1e3
-    yield {"": "python train.py, from its start to the end of the first step",
-           "figure": f"{seconds:.1f} s"}
-    for data in ("math", "code"):
-        yield {"": f"evaluation and data loading, share of a run on {data}",
-               "figure": f"{share_beside_steps(data, args):.1%}"}
-
-
-def share_beside_steps(data, args):
-    """The share of a run's time that evaluations and batches take."""
-    run = train.parse_args(["--data", data, "--device", args.device])
-    model = train.build_model(run, args.device)
-    optimizer = train.build_optimizer(run, model)
-    task, source = train.load_tasks(run, model)
-    batch = [part.to(args.device) for part in task.batch(0, 0, run.batch_size)]
-    ms = in_turn({
-        "batch": lambda: task.batch(0, 0, run.batch_size),
-        "step": lambda: train.train_step(run, model, optimizer, batch, 50),
-        "whole": lambda: train.judge(model, task, source),
-        "along": lambda: train.judge(model, task, source, whole=False),
-    }, args.rounds)
-    along = math.ceil(run.steps / run.eval_interval) - 1
-    beside = run.steps * ms["batch"] + 2 * ms["whole"] + along * ms["along"]
-    return beside / (beside + run.steps * ms["step"])
-
-
 def loraga(args):
     """LoRA-GA's initialisation from one batch beside a forward and backward, and its peak memory
     with two batches beside a LoRA step's, float32"""
     for cells, case in cases(args, args.shapes, ["float32"], args.ranks[:1]):
-        model, batch = build(case), batch_of(case)
-        work = {"init": ga_start(case, 1), "pass": lambda: gradients(model, [batch])}
+        work = {"init": ga_start(case, 1), "pass": backward_pass(replace(case, method="full"))}
         ms = in_turn(work, args.rounds)
         peaks = {"init": peak_memory(ga_start, case, 2), "step": peak_memory(two_steps, case)}
         yield cells | compared(ms, "ms") | compared(peaks, "MB")
@@ -290,112 +241,21 @@ def ga_start(case, batches):
     return lambda: initialise(model, [batch] * batches)
 
 
+def backward_pass(case):
+    """A function that makes the gradients of all weights."""
+    model, batch = build(case), batch_of(case)
+    return lambda: model(*batch)[1].backward()
+
+
 def initialise(model, batches):
-    """LoRA-GA, also of a model that has had it."""
+    """LoRA-GA's start, also of a model that has had it."""
     for layer in lora.lora_layers(model).values():
         torch.nn.init.zeros_(layer.lora_B)
     lora.lora_ga_init(model, batches, lambda model, batch: model(*batch)[1])
 
 
-def gradients(model, batches):
-    """∂L/∂W0 of every adapted layer, summed over batches, by plain autograd -> list of G."""
-    weights = [layer.linear.weight for layer in lora.lora_layers(model).values()]
-    for W in weights:
-        W.requires_grad_(True)
-    found = [torch.autograd.grad(model(*batch)[1], weights) for batch in batches]
-    for W in weights:
-        W.requires_grad_(False)
-    return [sum(parts[1:], parts[0]) for parts in zip(*found)]
-
-
-def cosine(args):
-    """LoRA-GA's first step: cosine with the gradient over the best possible, the worst layer,
-    rank 8"""
-    wide = replace(SMALL, n_layer=1, n_embd=768, sequences=8)
-    for data, batches in product(("math", "code", "random tokens"), (1, 4, 16)):
-        if data == "random tokens":
-            model = build(wide)
-            parts = [batch_of(wide) for _ in range(batches)]
-        else:
-            run = train.parse_args(["--method", "loraga", "--data", data, "--device", "cpu"])
-            model = train.build_model(run, "cpu")
-            task, _ = train.load_tasks(run, model)
-            parts = [task.batch(0, step, 8) for step in range(batches)]
-        G = gradients(model, parts)
-        initialise(model, parts)
-        shares = map(share_of_best, G, lora.lora_layers(model).values())
-        yield {"gradient of": data, "width": model.config.n_embd, "batches": batches,
-               "share of the best": f"{min(shares):.4f}"}
-
-
-@torch.no_grad()
-def share_of_best(G, layer):
-    """The cosine of G AᵀA + BBᵀ G with G (d_out, d_in), over that of G's best rank 2r."""
-    A, B = layer.lora_A, layer.lora_B
-    step = G @ A.T @ A + B @ B.T @ G
-    S = torch.linalg.svdvals(G)
-    best = S[:2 * len(A)].norm() / S.norm()
-    return ((step * G).sum() / step.norm() / G.norm() / best).item()
-
-
-def growth(args):
-    """Growth: a LoRA step from rank 8, n_embd 256, n_layer 4, 8 sequences of 128 tokens; slopes on
-    log-log axes (1: proportional)"""
-    start = replace(SMALL, vocab_size=64, sequences=8, device=args.device)
-    axes = {"rank": (8, 32, 128), "n_embd": (128, 256, 512, 1024), "n_layer": (2, 4, 8, 16),
-            "sequences": (2, 8, 32)}
-    for axis, values in axes.items():
-        at = [replace(start, **{axis: value}) for value in values]
-        ms = in_turn({case: stepper(case) for case in at}, args.rounds)
-        measured = {"ms": [ms[case] for case in at],
-                    "MB kept": [kept_memory(case) for case in at],
-                    "parameters": [total(trained(build(case))) for case in at]}
-        slopes = {f"slope of {name}": slope(values, y) for name, y in measured.items()}
-        yield {"along": axis, "values": values} | measured | slopes
-
-
-def slope(x, y):
-    """Of a line through the points on log-log axes."""
-    log_x, log_y = ([math.log(value) for value in values] for values in (x, y))
-    return round(statistics.linear_regression(log_x, log_y).slope, 2)
-
-
-def kept_memory(case):
-    """MB that a step keeps: tensors saved for backward, gradients and AdamW's two moments."""
-    model = build(case)
-    saved = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*batch_of(case))
-    for p in model.parameters():
-        saved.pop(p.data_ptr(), None)
-    activations = sum(storage.nbytes() for storage in saved.values())
-    return (activations + 12 * total(trained(model))) / 1e6
-
-
-def sizes(args):
-    """Sizes, from models without content. Files at 2 bytes a number; AdamW's two float32 moments;
-    the last column is the memory of weights, gradients and moments at 2 bytes each: 8·N for full
-    fine-tuning, 2·N + 8·n for LoRA"""
-    for name, (targets, rank) in product(FAMILY, [(["c_attn"], 4), (TARGETS, 8)]):
-        base = build(replace(FAMILY[name], method="full", device="meta"))
-        model = lora.apply_lora(base, rank, targets=targets)
-        n = total(trained(model))
-        N = total(model.parameters()) - n
-        yield {"model": name, "targets": " ".join(targets), "rank": rank,
-               "N, M": N / 1e6, "n trained, M": n / 1e6, "N / n": N / n,
-               "full file, MB": 2 * N / 1e6, "adapter file, MB": 2 * n / 1e6,
-               "full's AdamW, GB": 8 * N / 1e9, "LoRA's AdamW, GB": 8 * n / 1e9,
-               "memory, full / LoRA": 8 * N / (2 * N + 8 * n)}
-
-
 TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged,
-          "startup": startup, "loraga": loraga, "cosine": cosine, "growth": growth, "sizes": sizes}
+          "loraga": loraga}
 
 
 def show(title, rows):
@@ -406,9 +266,7 @@ def show(title, rows):
 
 
 def in_words(cell):
-    """Floats with at least three digits, sequences with spaces between."""
-    if isinstance(cell, (list, tuple)):
-        return " ".join(map(in_words, cell))
+    """Floats with three digits or more."""
     if isinstance(cell, float):
         return f"{cell:,.0f}" if cell >= 100 else f"{cell:.3g}"
     return str(cell)
@@ -418,7 +276,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("tables", nargs="*", help=f"some of {', '.join(TABLES)} (the first five)")
+    add("tables", nargs="*", help=f"some of {', '.join(TABLES)} (all)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--shapes", nargs="+", choices=SHAPES, default=["small", "gpt2"])
     add("--dtypes", nargs="+", choices=["float32", "mixed", "bfloat16"], default=["float32"])
@@ -432,7 +290,7 @@ def main():
         if name not in TABLES:
             parser.error(f"{name} is no table: allowed are {', '.join(TABLES)}")
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads")
-    for name in args.tables or list(TABLES)[:5]:
+    for name in args.tables or TABLES:
         table = TABLES[name]
         show(table.__doc__, list(table(args)))
 

@@ -11,6 +11,7 @@ import itertools
 import math
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -86,9 +87,9 @@ def precondition(for_A, for_B, A, B, damping=1e-12):
 def feature_update(width, lr, ratio, preconditioned, seed):
     """Mean sizes of B·ΔA·x and ΔB·A·x in Adam's second step, the first in which A moves."""
     generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(width, generator=generator) for _ in range(2))
-    A = torch.randn(4, width, generator=generator) / width ** 0.5
-    A, B = A.requires_grad_(), torch.zeros(width, 4, requires_grad=True)
+    x, y = (torch.randn(width, generator=generator).double() for _ in range(2))
+    A = torch.randn(4, width, generator=generator).double() / width ** 0.5
+    A, B = A.requires_grad_(), torch.zeros(width, 4, dtype=A.dtype, requires_grad=True)
     optimizer = torch.optim.Adam([{"params": [A]}, {"params": [B], "lr": ratio * lr}], lr)
     for _ in range(2):
         A_before, B_before = A.detach().clone(), B.detach().clone()
@@ -109,7 +110,7 @@ def share_of_B(width, rule, seed):
     """B's part of the update, at the rate with which the whole update has size 1."""
     ratio, preconditioned = RULES[rule]
     low, high = 1e-8, 10.0
-    for _ in range(25):
+    for _ in range(15):
         lr = (low * high) ** 0.5
         from_A, from_B = feature_update(width, lr, ratio(width), preconditioned, seed)
         low, high = (lr, high) if from_A + from_B < 1 else (low, lr)
@@ -423,9 +424,10 @@ def main():
 
     tables = {}
     for table in TABLES:
-        print(f"{table.__name__} ...", flush=True)
+        began = time.process_time()
         rows = tables[table.__name__] = list(table())
         write_csv(RESULTS / f"{table.__name__}.csv", list(rows[0]), rows)
+        print(f"{table.__name__}: {time.process_time() - began:.0f} s of CPU time", flush=True)
     found = list(verdicts(**tables))
     print(f"\n{table_of(found)}")
     put("claims", table_of(found))

@@ -7,17 +7,14 @@ experiments/figures.
 """
 import argparse
 import csv
-import sys
 from pathlib import Path
 
-import curves
-from data.files import InputError
-from experiments import compare, sweep
-from runs import print_anywhere
+from data.files import run_command
+from experiments import compare, plot, sweep
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
-BLUE, ORANGE = (color for color, _, _ in curves.LOOKS[:2])
+BLUE, ORANGE = (color for color, _, _ in plot.LOOKS[:2])
 
 
 def read(name):
@@ -29,21 +26,21 @@ def read(name):
 
 def learned_and_forgotten():
     """All runs of math/runs.csv: five methods, every learning rate, a marker a seed."""
-    found = compare.results(sweep.read(RESULTS / "math" / "runs.csv"))
-    figure, panel = curves.new_figure(9, 5)
+    found = compare.results(list(sweep.read(RESULTS / "math" / "runs.csv").values()))
+    figure, panel = plot.new_figure(9, 5)
     compare.learned_against_forgotten(panel, found, compare.METHODS)
-    curves.in_percent(panel)
+    plot.in_percent(panel)
     panel.set_ylabel("learned: sums answered exactly")
     panel.set_xlabel("forgotten: rise of the loss on what it had read, nats per token")
     panel.text(0.03, 0.55, "better ↖", transform=panel.transAxes, color="dimgray",
                fontsize=14)
-    curves.name_lines(figure, panel, columns=3)
+    plot.name_lines(figure, panel, columns=3)
     return figure
 
 
 def lora():
     """The layer with its shapes: x through W0, and beside it through A and B."""
-    figure, panel = curves.new_figure(9, 4.2)
+    figure, panel = plot.new_figure(9, 4.2)
     panel.set(xlim=(0, 18), ylim=(0, 8.4))
     panel.axis("off")
 
@@ -86,12 +83,12 @@ def lora():
 
 def widths():
     """LoRA+: B's share of the update against the width, by the rule for the two rates."""
-    figure, panel = curves.new_figure(7, 4.2)
+    figure, panel = plot.new_figure(7, 4.2)
     rows = read("widths")
     names = {"shared rate": "ratio 1 (LoRA)",
              "constant ratio 16": "ratio 16",
              "ratio n/16": "ratio n/16"}
-    for (rule, name), (color, line, marker) in zip(names.items(), curves.LOOKS):
+    for (rule, name), (color, line, marker) in zip(names.items(), plot.LOOKS):
         mine = [row for row in rows if row["rule"] == rule]
         x = [row["width"] for row in mine]
         panel.plot(x, [row["share_of_B"] for row in mine], color=color, linestyle=line,
@@ -103,13 +100,13 @@ def widths():
     panel.set_xticks([], minor=True)
     panel.set_yticks([0.03, 0.1, 0.3], ["3 %", "10 %", "30 %"])
     panel.set_yticks([], minor=True)
-    curves.name_lines(figure, panel, columns=3)
+    plot.name_lines(figure, panel, columns=3)
     return figure
 
 
 def alignment():
     """LoRA-GA: how well the first step agrees with the gradient, by rank."""
-    figure, panel = curves.new_figure(7, 4.2)
+    figure, panel = plot.new_figure(7, 4.2)
     rows = read("alignment")
     looks = {"LoRA-GA": compare.LOOKS["loraga"], "LoRA": compare.LOOKS["lora"]}
     best = [row for row in rows if row["start"] == "best possible"]
@@ -126,14 +123,14 @@ def alignment():
     panel.set(xscale="log", ylim=(0, 1.08), xlabel="rank r", ylabel="cosine with the gradient")
     panel.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
     panel.set_xticks([], minor=True)
-    curves.name_lines(figure, panel, columns=3)
+    plot.name_lines(figure, panel, columns=3)
     return figure
 
 
 def conditioning():
     """The preconditioner: gradient steps to a matrix of rank 4, by its condition number and by how
     unbalanced the factors start."""
-    figure, panels = curves.new_figure(10, 4.2, panels=2)
+    figure, panels = plot.new_figure(10, 4.2, panels=2)
     cases = {"near start": "condition number κ", "unbalanced start": "t, from (t·B, A/t) at κ = 10"}
     for panel, (case, xlabel) in zip(panels, cases.items()):
         rows = [row for row in read("conditioning") if row["case"] == case]
@@ -147,23 +144,18 @@ def conditioning():
         panel.set_xticks([], minor=True)
         panel.set_yticks([10, 100, 1000, 10000], ["10", "100", "1,000", "10,000"])
     panels[0].set_ylabel("steps to error 1e-6")
-    curves.name_lines(figure, panels[0], columns=2)
+    plot.name_lines(figure, panels[0], columns=2)
     return figure
 
 
 def main():
     argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print_anywhere()
-    try:
-        for draw in (learned_and_forgotten, lora, widths, alignment, conditioning):
-            path = FIGURES / f"{draw.__name__}.svg"
-            curves.write(draw(), path)
-            print(path)
-    except (InputError, OSError) as error:
-        print(f"python -m experiments.figures: {error}", file=sys.stderr)
-        sys.exit(2)
+    for draw in (learned_and_forgotten, lora, widths, alignment, conditioning):
+        path = FIGURES / f"{draw.__name__}.svg"
+        plot.write(draw(), path)
+        print(path)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

