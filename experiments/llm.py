@@ -33,8 +33,7 @@ import torch.nn.functional as F
 
 import lora
 from data import tokenizer as project_tokenizer
-from data.files import InputError, write_csv
-from train import number, run_command
+from data.files import InputError, number, run_command, write_csv
 
 DATA = Path("data")
 RESULTS = Path(__file__).with_name("results")
