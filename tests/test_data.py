@@ -422,7 +422,7 @@ def test_progress_says_how_much_time_is_left(monkeypatch, capsys):
 
 def test_prose_holds_no_code_and_code_no_prose():
     sentence = "This adds one to the only argument that it is given."
-    docstring = f"x\n\n{sentence}\n\n>>> add(1)\n2\n\na = b + c(d, e) * f[g] - h.i(j=k, l=m)"
+    docstring = f"x\n\n{sentence}\n\n>>> {sentence}\n2\n\na = b + c(d, e) * f[g] - h.i(j=k, l=m)"
     assert list(prepare.prose(docstring)) == [sentence + "\n"]
     kept = '    return "# kept"  # kept\n\nx = """\n# kept\n"""\nimport kept\n'
     source = 'def f():\n    """Doc."""\n    # why\n' + kept + '"""gone"""\n'
