@@ -13,7 +13,7 @@ import torch.nn as nn
 import huggingface
 import lora
 import train
-from data.files import InputError
+from data.files import InputError, run_command
 from huggingface import export_peft, load_peft, load_run, save_merged
 from model import GPT, GPTConfig, read_tensors
 
@@ -359,46 +359,55 @@ def test_a_merged_checkpoint_has_the_models_shape(tmp_path):
 # ---- Finished runs ---------------------------------------------------------------------------------
 
 
-def command(*arguments):
-    return subprocess.run([sys.executable, "huggingface.py", *map(str, arguments)],
-                          capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command in this process -> exit code, what it printed, its errors."""
+    def command(*arguments):
+        monkeypatch.setattr("sys.argv", ["huggingface.py", *map(str, arguments)])
+        code = 0
+        try:
+            run_command(huggingface.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return command
 
 
 @pytest.mark.parametrize("method", ["lora", "loraga", "full"])
-def test_runs_are_exported_and_merged_from_the_command_line(peft, transformers, tmp_path, method):
-    out_dir = tmp_path / "run"
-    flags = ["--method", method, "--steps", "2", "--warmup", "0", "--device", "cpu"]
-    train.train(train.parse_args([*flags, "--out_dir", str(out_dir)]))
+def test_runs_are_exported_and_merged(peft, transformers, command, tiny_base, tmp_path, method):
+    out_dir, pairs = tmp_path / "run", tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{n} plus {n} is", "completion": f" {n + n}"} for n in range(8)]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    flags = f"--method {method} --steps 2 --warmup 0 --lr 0.1 --batch_size 4 --block_size 32"
+    files = ["--data", pairs, "--val_data", pairs, "--init_from", tiny_base, "--out_dir", out_dir]
+    train.train(train.parse_args([*flags.split(), "--device", "cpu", *map(str, files)]))
     model, settings = load_run(out_dir)
+    base = GPT.from_pretrained(tiny_base).eval()
     assert settings["method"] == method
-    assert (logits(model.eval()) - logits(GPT.from_pretrained().eval())).abs().max() > 1e-4
+    assert (logits(model.eval()) - logits(base)).abs().max() > 0.01
 
-    result = command("merged", out_dir)
-    assert result.returncode == 0, result.stderr
+    code, printed, _ = command("merged", out_dir)
+    assert code == 0 and printed.endswith(f"wrote {out_dir / 'merged'}\n")
     merged = transformers.AutoModelForCausalLM.from_pretrained(out_dir / "merged").eval()
     assert_same(merged, model, error=1e-4)
-    result = command("peft", out_dir)
+    code, _, error = command("peft", out_dir)
     if method == "full":
-        assert result.returncode == 2 and "needs LoRA layers" in result.stderr
+        assert code == 2 and "needs LoRA layers" in error
         return
-    save_merged(GPT.from_pretrained(), tmp_path / "base")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert_same(peft.PeftModel.from_pretrained(base, out_dir / "peft").eval(), model, error=1e-4)
+    save_merged(base, tmp_path / "base")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert_same(peft.PeftModel.from_pretrained(theirs, out_dir / "peft").eval(), model, error=1e-4)
 
 
-def test_a_run_of_a_gpt2_is_loaded_on_it(transformers, tmp_path):
-    gpt2(transformers).save_pretrained(tmp_path / "base")
-    model = trained(lora.apply_lora(GPT.from_pretrained(tmp_path / "base"), 2))
-    torch.save(lora.adapter_state_dict(model), tmp_path / "adapter.pt")
-    settings = {"method": "lora", "init_from": str(tmp_path / "base")}
-    (tmp_path / "result.json").write_text(json.dumps({"settings": settings}))
-    again, its_settings = load_run(tmp_path)
-    assert its_settings == settings
-    assert_same(again.eval(), model)
+@pytest.mark.parametrize("arguments", [["peft", "nowhere"], ["onnx", "nowhere"], ["merged"]])
+def test_bad_input_is_one_sentence_and_exit_code_2(command, arguments):
+    code, _, error = command(*arguments)
+    assert (code, error.count("\n")) == (2, 1)
 
 
-def test_bad_input_to_the_command_is_one_sentence_and_exit_code_2(tmp_path):
-    for arguments in (["peft", tmp_path], ["onnx", tmp_path], ["merged"]):
-        result = command(*arguments)
-        assert result.returncode == 2
-        assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+def test_the_command_itself():
+    command = [sys.executable, "huggingface.py", "peft", "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2
+    assert result.stderr == "huggingface.py: nowhere/result.json is missing or damaged\n"
