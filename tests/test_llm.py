@@ -10,7 +10,7 @@ pytest.importorskip("sacrebleu")
 
 import lora
 from data.files import InputError
-from experiments import llm
+from experiments import llm, smollm
 
 END = 1
 
@@ -37,7 +37,7 @@ def tiny(dtype=torch.float32):
     config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, head_dim=8,
                          tie_word_embeddings=True, initializer_range=0.3, pad_token_id=END)
-    return llm.use_float32_attention(LlamaForCausalLM(config).to(dtype))
+    return smollm.use_float32_attention(LlamaForCausalLM(config).to(dtype))
 
 
 def rows(count, seed=0):
@@ -53,26 +53,29 @@ def rows(count, seed=0):
 @pytest.fixture
 def task():
     held_out = rows(4, seed=1)
-    return llm.Task(train=rows(40), reported=held_out, choosing=rows(4, seed=2),
+    return smollm.Task(train=rows(40), reported=held_out, choosing=rows(4, seed=2),
                     prompts=[prompt for prompt, _ in held_out],
                     references=[["a b c"], ["d e", "f g h"], ["i"], ["j"]],
                     windows=torch.randint(2, 64, (3, 17)), end=END)
 
 
 def test_padded_loss_is_the_mean_over_the_completions_tokens():
-    model, group = tiny(), rows(5)
+    model = tiny()
+    group = rows(5)
     losses = []
     for prompt, completion in group:
         logits = model(torch.tensor([prompt + completion])).logits[0].double()
         predictions = logits[len(prompt) - 1:-1]
         losses.append(F.cross_entropy(predictions, torch.tensor(completion), reduction="none"))
     expected = torch.cat(losses).mean().item()
-    assert llm.loss_of(model, llm.collate(group, END)).item() == pytest.approx(expected, abs=1e-5)
-    assert llm.rows_loss(model, group, END) == pytest.approx(expected, abs=1e-5)
+    loss = smollm.loss_of(model, smollm.collate(group, END))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert smollm.rows_loss(model, group, END) == pytest.approx(expected, abs=1e-5)
 
 
 def test_float32_attention_computes_what_eager_attention_does():
-    model, ids = tiny(), torch.randint(2, 64, (2, 12))
+    model = tiny()
+    ids = torch.randint(2, 64, (2, 12))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     ours = model(ids, attention_mask=mask).logits
@@ -83,25 +86,26 @@ def test_float32_attention_computes_what_eager_attention_does():
 
 
 def test_answers_do_not_depend_on_what_else_is_in_the_batch():
-    model, prompts = tiny(), [prompt for prompt, _ in rows(6)]
-    together = llm.answers(model, Characters(), prompts, END)
-    alone = [llm.answers(model, Characters(), [prompt], END)[0] for prompt in prompts]
+    model = tiny()
+    prompts = [prompt for prompt, _ in rows(6)]
+    together = smollm.answers(model, Characters(), prompts, END)
+    alone = [smollm.answers(model, Characters(), [prompt], END)[0] for prompt in prompts]
     assert together == alone
     assert len(set(together)) > 1
 
 
 def test_a_batch_is_a_function_of_seed_and_step(task):
-    ids, targets = llm.batch(task, 3, 5)
-    again, _ = llm.batch(task, 3, 5)
-    assert torch.equal(ids, again) and len(ids) == llm.BATCH
-    for other in (llm.batch(task, 3, 6), llm.batch(task, 4, 5)):
+    ids, targets = smollm.batch(task, 3, 5)
+    again, _ = smollm.batch(task, 3, 5)
+    assert torch.equal(ids, again) and len(ids) == smollm.BATCH
+    for other in (smollm.batch(task, 3, 6), smollm.batch(task, 4, 5)):
         assert not torch.equal(ids, other[0])
 
 
 def test_bleu_takes_the_best_of_several_references():
     references = [["the cat sat on the mat", "a dog"], ["one two three four five"]]
-    assert llm.bleu([" ".join(each[0].split()) for each in references], references) > 99.9
-    assert llm.bleu(["the cat sat on the mat", "one two nine four five"], references) < 99
+    assert smollm.bleu([" ".join(each[0].split()) for each in references], references) > 99.9
+    assert smollm.bleu(["the cat sat on the mat", "one two nine four five"], references) < 99
 
 
 @pytest.mark.parametrize("method", llm.METHODS)
@@ -109,14 +113,15 @@ def test_a_run_trains_a_copy_and_its_flags_make_it_again(method, task):
     base = tiny()
     before = {name: value.clone() for name, value in base.state_dict().items()}
     args = llm.parse_args(f"--method {method} --lr 0.003 --seed 2 --steps 4".split())
-    row = llm.run(args, base, Characters(), task)
-    assert vars(llm.parse_args(row["flags"].split())) == vars(args)
+    row = smollm.run(args, base, Characters(), task)
+    flags = llm.Variant(method, (0.003,)).flags(0.003, seed=2, steps=4)
+    assert vars(llm.parse_args(flags.split())) == vars(args)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
-    untrained = llm.rows_loss(llm.build_model("lora", base), task.reported, END)
+    untrained = smollm.rows_loss(smollm.build_model("lora", base), task.reported, END)
     assert float(row["loss"]) != pytest.approx(untrained, abs=1e-3)
     assert [point.split(":")[0] for point in row["path"].split()] == ["2", "4"]
-    adapted = sum(llm.RANK * sum(layer.weight.shape) for name, layer in base.named_modules()
-                  if name.endswith(llm.TARGETS))
+    adapted = sum(smollm.RANK * sum(layer.weight.shape) for name, layer in base.named_modules()
+                  if name.endswith(smollm.TARGETS))
     assert row["trained"] == (sum(map(torch.numel, base.parameters())) if method == "full"
                               else adapted)
 
@@ -124,23 +129,24 @@ def test_a_run_trains_a_copy_and_its_flags_make_it_again(method, task):
 def test_a_run_that_diverges_is_a_row(task):
     base = tiny()
     base.model.norm.weight.data.fill_(math.nan)
-    row = llm.run(llm.parse_args(["--method", "lora", "--steps", "2"]), base, Characters(), task)
+    row = smollm.run(llm.parse_args(["--method", "lora", "--steps", "2"]), base, Characters(), task)
     assert row["loss"] == "diverged" and "bleu" not in row
 
 
 def test_runs_that_are_there_are_not_made_again(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(llm, "load_base", lambda: (tiny(), Characters()))
-    monkeypatch.setattr(llm, "load_task", lambda tokenizer, quick: task)
+    monkeypatch.setattr(smollm, "load_base", lambda: (tiny(), Characters()))
+    monkeypatch.setattr(smollm, "load_task", lambda tokenizer, quick: task)
     monkeypatch.setattr(llm, "VARIANTS", {"LoRA": llm.Variant("lora", (1e-3, 1e-2))})
     args = llm.parse_args(["--steps", "2", "--seeds", "2"])
     path = tmp_path / "llm.csv"
     first = llm.run_all(args, path)
     assert len(first) == 1 + 2 + 1  # the base, two rates, the second seed at the best
     text = path.read_text()
-    monkeypatch.setattr(llm, "run", None)
+    monkeypatch.setattr(smollm, "run", None)
     assert llm.run_all(args, path) == first
     assert path.read_text() == text
-    assert "| LoRA | " in llm.table(first, 2)
+    lr = llm.best_rate(first, llm.VARIANTS["LoRA"], 2)
+    assert f"| LoRA | {lr:g} | " in llm.best_table(first, 2)
 
 
 def test_the_rate_is_chosen_by_rows_that_are_not_reported():
@@ -150,26 +156,22 @@ def test_the_rate_is_chosen_by_rows_that_are_not_reported():
     assert llm.best_rate(found, variant, 9) == 1e-2
 
 
-def test_forgotten_at_a_level_is_the_least_of_the_rates_that_reach_it():
-    rates = {1e-3: [{"path": [(2.0, 0.1), (1.5, 0.2)]}], 1e-2: [{"path": [(1.4, 0.5), (1.0, 0.3)]}]}
-    assert llm.forgotten_at(rates, 1.5) == "0.200"
-    assert llm.forgotten_at(rates, 1.2) == "0.300"
-    assert llm.forgotten_at(rates, 0.5) == "–"
+def test_the_front_is_what_no_other_point_beats():
+    points = [(0.3, 1.0), (0.1, 2.0), (0.2, 2.5), (0.3, 1.2), (0.4, 0.5)]
+    assert llm.front(points) == [(0.1, 2.0), (0.3, 1.0), (0.4, 0.5)]
 
 
 def test_a_missing_package_is_one_sentence():
     with pytest.raises(InputError, match="needs no_such_package: pip install"):
-        llm.need("torch", "no_such_package")
+        smollm.need("torch", "no_such_package")
 
 
 def test_peft_starts_where_lora_starts_and_goes_the_same_way(task):
     pytest.importorskip("peft")
-    ours = lora.apply_lora(tiny(), llm.RANK, targets=llm.TARGETS)
-    peft = llm.start_peft(ours).base_model.model
-    for model in (ours, peft):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
-        model.losses = [llm.train_step(model, optimizer, [1e-2], 1.0, llm.batch(task, 0, step),
-                                       "lora") for step in range(8)]
-    assert ours.losses == pytest.approx(peft.losses, abs=1e-4)
+    ours = llm.Measured(lora.apply_lora(tiny(), smollm.RANK, targets=smollm.TARGETS), lr=1e-2)
+    theirs = llm.Measured(llm.start_peft(ours.model), lr=1e-2)
+    for step in range(8):
+        for each in (ours, theirs):
+            each.step(1.0, smollm.batch(task, 0, step))
+    assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
     assert ours.losses[-1] < ours.losses[0] - 0.05
