@@ -10,21 +10,22 @@ float32, (W + s·AB) − s·AB is close to W, but seldom W: where s·AB is large
 gone. After a hundred adapters the base would be another one. Here it must come back bit for bit.
 
 In many language models the output layer is tied: it has no weight of its own, but uses the token
-embedding E (V, d), as logits = h Eᵀ. An adapter on it is meant for the output alone.
+embedding wte (vocab, d), as logits = h wteᵀ. An adapter on it is meant for the output alone.
 
-A layer is a dict with W (d_in, d_out), A (d_in, r), B (r, d_out) and alpha, a number. Merged, it
-computes x @ layer["W"]. Your functions may add keys of their own.
+A layer is a dict with W (d_in, d_out), A (d_in, r), B (r, d_out) and alpha, a number. On purpose the
+weights stand to the right of x, as in exercise 1. Merged, a layer computes x @ layer["W"]. Your
+functions may add keys of their own, for tensors, numbers, text, lists and dicts. A model has many
+layers: what belongs to a layer is kept in its dict and nowhere else.
 
 To think about: a server has one base and an adapter for each of a thousand customers. What speaks
 for merging, and what against?
 """
-TO_WRITE = ("merge", "unmerge", "merged_head")
 
 
 def merge(layer):
-    """-> a new dict, the merged layer; of a layer that is merged already, a dict of the same.
+    """-> a new dict, the merged layer. If the layer is merged already, a dict with the same values.
 
-    The dict that came in, and its tensors, stay as they are. A, B and alpha keep their names.
+    The dict that comes in, and its tensors, stay as they are. A, B and alpha keep their names.
     Hint: what will `unmerge` need that it could not compute?
     """
     raise NotImplementedError
@@ -38,9 +39,9 @@ def unmerge(layer):
     raise NotImplementedError
 
 
-def merged_head(embedding, A, B, alpha):
-    """embedding (V, d), A (d, r), B (r, V) -> the merged output weight (d, V), for logits = h @ it.
+def merged_head(wte, A, B, alpha):
+    """wte (vocab, d), A (d, r), B (r, vocab) -> the merged output weight (d, vocab): logits = h @ it.
 
-    Hint: the same embedding goes on to turn tokens into vectors. What must not happen to it?
+    Hint: the same wte goes on to turn tokens into vectors. What must not happen to it?
     """
     raise NotImplementedError

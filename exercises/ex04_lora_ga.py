@@ -1,6 +1,6 @@
 """4. LoRA-GA (Wang et al., arXiv 2407.05000, algorithm 1 and theorem 3.1).
 
-LoRA starts from a random A, and its first steps go where chance has pointed. LoRA-GA looks first:
+LoRA starts from a random A, and its first steps go in a random direction. LoRA-GA looks first:
 it takes the gradient G = ∂L/∂W of the dense weight, once, and starts the factors along its largest
 singular directions. With G = U S Vᵀ, singular values falling,
 
@@ -17,21 +17,20 @@ Note the root: with it s·AB has the norm alpha·√d_out/gamma at every rank. A
 gradient descent on A and B moves the weight by −η s² (G BᵀB + A AᵀG). This is the best rank-2r
 approximation of G, times a number.
 
-W, G (d_in, d_out), U (d_in, ·), V (d_out, ·), A (d_in, r), B (r, d_out); 2r ≤ min(d_in, d_out).
+W, G (d_in, d_out), U (d_in, ·), V (d_out, ·), A (d_in, r), B (r, d_out); 2r ≤ min(d_in, d_out). On
+purpose the weights stand to the right of x, as in exercise 1: the paper's G is this G transposed.
 
 To think about: what would the first step be if A and B took the same r directions? And what is
 missing if somebody gets A and B after training, and puts them on the untouched W?
 """
 import torch
 
-TO_WRITE = ("factors", "start_from")
-
 
 def factors(G, r, gamma):
     """-> A (d_in, r), B (r, d_out).
 
-    Hint: torch.linalg.svd gives one of the two orthogonal matrices transposed. The signs of
-    singular vectors are a matter of chance; does anything here depend on them?
+    Hint: torch.linalg.svd returns one of the two orthogonal matrices transposed. The signs of
+    singular vectors are arbitrary; does anything here depend on them?
     """
     raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """5. The Riemannian preconditioner (Zhang & Pilanci, arXiv 2402.02347, algorithm 1).
 
-10 A and B/10 make the same weight as A and B, but LoRA's next step from them is another one: the
+10 A and B/10 make the same weight as A and B, but LoRA's next step from them is different: the
 gradient of a factor grows with the other factor, and so does what its step does to the weight. The
 preconditioner divides by both: it multiplies each gradient by the inverse of an r × r Gram matrix,
 which holds the inner products of the other factor's r vectors. In algorithm 1 the weight is
@@ -8,9 +8,10 @@ W + B A, with B (d_out, r) and A (r, d_in):
 
     ∇A ← (BᵀB + δI)⁻¹ ∇A        ∇B ← ∇B (AAᵀ + δI)⁻¹        δ: a little damping
 
-This exercise has rows, as exercise 1: the weight is W + s·AB with A (d_in, r) and B (r, d_out).
-With G = ∂L/∂W (d_in, d_out) the gradients are ∇A = s GBᵀ (d_in, r) and ∇B = s AᵀG (r, d_out). Both
-Gram matrices are r × r, so the wrong one fits as well: work out first which goes where.
+On purpose the weights stand to the right of x here, as in exercise 1: the weight is W + s·AB with
+A (d_in, r) and B (r, d_out). With G = ∂L/∂W (d_in, d_out) the gradients are ∇A = s GBᵀ (d_in, r)
+and ∇B = s AᵀG (r, d_out). Both Gram matrices are r × r, so the wrong one fits as well: work out
+first which goes where.
 
 As δ → 0, and where both Gram matrices are invertible, a small step moves the weight by −η s² times
 (G projected onto B's rows, plus G projected onto A's columns). This is the same step for all A and
@@ -20,8 +21,6 @@ To think about: which of the two gradients needs the damping at LoRA's start, wi
 large is the inverse there?
 """
 import torch
-
-TO_WRITE = ("precondition", "weight_move", "step")
 
 
 def precondition(grad_A, grad_B, A, B, delta):

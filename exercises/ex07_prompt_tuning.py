@@ -1,20 +1,22 @@
 """7. Prompt tuning (Lester et al., arXiv 2104.08691, §2).
 
 A prompt of well-chosen words makes a frozen model do a task. But a model reads embeddings, not
-words, and there are far more of those: so put p embeddings P before those of the text, and train
-nothing but P.
+words, and there are far more of those: so put p embeddings, the prompt, before those of the text,
+and train nothing but the prompt.
 
-    X = [P; E(tokens)] + wpe[0], wpe[1], ..., wpe[p + T − 1]
+    x = [prompt; wte[tokens]] + wpe[0], wpe[1], ..., wpe[p + length − 1]
 
-The text's T tokens stand behind the prompt, so their positions shift by p, and p + T may not exceed
-the context. The model gives logits at p + T positions; those at the prompt's are dropped.
+The text's tokens stand behind the prompt, so their positions shift by p, and p + length may not
+exceed the context. A text that fills the context exactly still fits. The model makes logits at
+p + length positions; those at the prompt's positions are dropped.
 
-P (p, d), tokens (B, T), the token embeddings wte (V, d), the position embeddings wpe (context, d),
-X (B, p + T, d). What trains is p·d numbers, and P starts as the embeddings of real tokens, drawn at
-random. (The paper draws them from the most common ones. Its T5 has no absolute positions.)
+prompt (p, d), tokens (batch, length), the token embeddings wte (vocab, d), the position embeddings
+wpe (context, d), x (batch, p + length, d). Only p·d numbers train, and the prompt starts as the
+embeddings of real tokens, drawn at random. (The paper draws them from the most common ones. Its T5
+has no absolute positions.)
 
-To think about: P need not be the embeddings of any text. LoRA changes what each layer computes;
-what can P change in a layer, and what not?
+To think about: the prompt need not be the embeddings of any text. LoRA changes what each layer
+computes; what can a prompt change in a layer, and what not?
 """
 import dataclasses
 from types import MethodType
@@ -23,27 +25,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-TO_WRITE = ("initial", "embed", "kept")
-
 
 def initial(wte, p):
-    """wte (V, d) -> P (p, d), the embeddings of p different tokens, drawn at random in every call.
+    """wte (vocab, d) -> prompt (p, d), the embeddings of p different tokens.
 
+    Every call draws them anew from the whole vocabulary, each token as likely as any other. The
+    prompt will train, so it has its own memory: wte must stay as it is.
     Hint: torch.randint may draw a token twice.
     """
     raise NotImplementedError
 
 
 def embed(prompt, tokens, wte, wpe):
-    """P (p, d) and tokens (B, T) -> X (B, p + T, d). ValueError if p + T exceeds the context.
+    """prompt (p, d) and tokens (batch, length) -> x (batch, p + length, d).
 
-    Hint: all B sequences have the same prompt, and it has positions too.
+    ValueError if p + length exceeds the context.
+    Hint: all sequences have the same prompt, and it has positions too.
     """
     raise NotImplementedError
 
 
 def kept(outputs, p):
-    """outputs (B, p + T, V) -> those at the text's T positions (B, T, V).
+    """outputs (batch, p + length, vocab) -> those at the text's positions (batch, length, vocab).
 
     Hint: the model is causal, and the last of these predicts the token after the text.
     """

@@ -18,14 +18,11 @@ import torch
 
 import lora
 
-TO_WRITE = ("restart", "restarted_state", "as_one")
-
 
 def restart(W0, A, B, s):
     """-> the next link's W0 (m, n), A (r, n), B (m, r).
 
-    A is new and random, as LoRA starts it: uniform between −1/√n and 1/√n.
-
+    A is new and random in every call, as LoRA starts it: uniform between −1/√n and 1/√n.
     Hint: a new A has nothing of the old one, so that a new link can go where the old one could not.
     """
     raise NotImplementedError
@@ -34,6 +31,7 @@ def restart(W0, A, B, s):
 def restarted_state(state, names):
     """Adam's state {parameter's name: {"exp_avg": ..., "exp_avg_sq": ..., "step": ...}} -> a new
     dict without the parameters in `names`. What it keeps is unchanged, and so is the old dict.
+    Names are compared whole: h.1.lora_A is not h.10.lora_A.
 
     Hint: a parameter that has never had a gradient has no state.
     """

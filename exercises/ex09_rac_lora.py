@@ -1,15 +1,17 @@
 """9. RAC-LoRA: a randomised asymmetric chain (Malinovsky et al., arXiv 2410.08305).
 
 Does a chain of LoRAs arrive where full fine-tuning would? That can be proved if each link draws one
-factor at random and freezes it, here B, and trains only the other, A, from zero. Correct the
-gradient of A for B's lengths and angles, by (BᵀB)⁺ in front of it (⁺ is the pseudo-inverse). Then
+factor at random and freezes it, here B, and trains only the other, A, from zero. Multiply A's
+gradient by (BᵀB)⁺ from the left (⁺ is the pseudo-inverse), which removes B's lengths and angles.
+Then
 
     W ← W − η·H·G        H = B(BᵀB)⁺Bᵀ        G = ∂L/∂W
 
 H is the projection onto B's columns. So W moves along the part of −G that this B can see, and the
 loss cannot rise if η ≤ 1/L (L is the Lipschitz constant of G): it falls by (η/2)·‖HG‖² or more.
-What one B does not see, another will: B's columns are orthonormal and of random direction, so that
-the mean of H is (r/m)·I. One fixed B would stop where HG = 0, which is not where G = 0.
+What one B does not see, another will: B's columns are orthonormal and of random direction. No
+direction is likelier than another, and the mean of H is (r/m)·I. One fixed B would stop where
+HG = 0, which is not where G = 0.
 
 W, G (m, n), A (r, n), B (m, r), and LoRA's gradient ∇A = s·BᵀG (r, n), where W = W0 + s·BA.
 
@@ -19,8 +21,6 @@ least to reach any W? And why is r/m of the progress not r/m of the cost?
 import torch
 
 import lora
-
-TO_WRITE = ("projection", "frozen_factor", "direction", "restart")
 
 
 def projection(B):
@@ -32,16 +32,19 @@ def projection(B):
 
 
 def frozen_factor(m, r, seed):
-    """-> B (m, r), float64, with orthonormal columns of random direction; the mean of H over all
-    seeds is (r/m)·I. The same seed gives the same B.
+    """-> B (m, r), float64, with orthonormal columns that span a random subspace.
 
+    The same seed gives the same B, in another run too. Over all seeds no subspace is likelier than
+    another. The random numbers that everybody shares are neither seeded nor used.
     Hint: which distribution favours no direction? Its numbers come from a torch.Generator.
     """
     raise NotImplementedError
 
 
 def direction(grad_A, B, s):
-    """From ∇A -> D (r, n): the step A ← A − η·D moves W0 + s·BA by −η·H·G, for any B and s.
+    """From ∇A -> the direction D (r, n) of the step A ← A − η·D, which moves W0 + s·BA by −η·H·G.
+
+    This holds for any B and s.
 
     Hint: neither H (m, m) nor G (m, n) is needed. Count the s: W has one, and ∇A another.
     """

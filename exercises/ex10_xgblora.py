@@ -7,15 +7,15 @@ few steps, is merged into the frozen weights, and the next one starts:
     W_t = W_{t−1} + α · b_t a_t        b_t (m, 1), a_t (1, n), W (m, n)
 
 So each round costs as little as rank 1, and T rounds reach rank T. What boosting does can be seen
-exactly where the loss is ‖R − Σ α b_t a_t‖²_F, R (m, n) being what W lacks: there the best booster
-is known, and with α = 1 the rounds take R apart into its singular directions, the largest first.
+exactly where the loss is ‖E − Σ α b_t a_t‖²_F. E (m, n) is the error, what W lacks. There the best
+booster is known, and with α = 1 the rounds find E's singular directions, the largest first.
 
 Here α is one constant in all rounds. A booster trains with it as its scale s, so that merging does
-not change the model. In `boost` a booster is fitted in full, and α is the share of it that is
-added, the shrinkage of gradient boosting.
+not change the model. In `boost` a booster is fitted in full, and α times the booster is added: the
+shrinkage of gradient boosting.
 
 To think about: with α = 1 and the best boosters, no round repairs an earlier one. Why might it pay
-to add only a share, when boosters are found by a few steps of Adam on small batches?
+to add less than the whole, when boosters are found by a few steps of Adam on small batches?
 """
 import random
 
@@ -23,11 +23,9 @@ import torch
 
 import lora
 
-TO_WRITE = ("booster", "boost", "merge", "chosen_layers")
 
-
-def booster(R):
-    """R (m, n) -> b (m, 1), a (1, n) with the smallest ‖R − b a‖_F. For R = 0, b a is 0.
+def booster(E):
+    """E (m, n) -> b (m, 1), a (1, n) with the smallest ‖E − b a‖_F. For E = 0, b a is 0.
 
     Only the product counts: 2b and a/2 are the same booster.
     Hint: this is the theorem of Eckart and Young, at rank 1.
@@ -35,11 +33,11 @@ def booster(R):
     raise NotImplementedError
 
 
-def boost(R, rounds, rate):
-    """-> a list of `rounds` boosters (b, a), whose sum, rate · Σ b a, comes nearer and nearer to R.
+def boost(E, rounds, rate):
+    """-> a list of `rounds` boosters (b, a) whose sum, rate · Σ b a, comes nearer and nearer to E.
 
-    Each is the best one for the residual: what R has, and the sum before it has not. 0 < rate ≤ 1.
-    Hint: a booster is found in full, and only a share of it, the rate, is added.
+    Each is the best one for the error that the sum before it has left. 0 < rate ≤ 1.
+    Hint: a booster is found in full, and rate times the booster is added.
     """
     raise NotImplementedError
 
@@ -57,17 +55,17 @@ def merge(W, b, a, new_a, rate):
 def chosen_layers(names, count, round):
     """A list of names -> `count` different ones of them, in any order: the layers of this round.
 
-    The same round (0, 1, ...) has the same layers whenever it is asked for, so that a run can be
-    repeated; over many rounds every choice of `count` names comes equally often.
-    Hint: a generator of random numbers of your own, with the round as its seed. To seed the shared
-    one would repeat everybody's numbers.
+    The same round (0, 1, ...) has the same layers whenever it is asked for, in another run too;
+    over many rounds every choice of `count` names comes equally often. The random numbers that
+    everybody shares are neither seeded nor used.
+    Hint: a generator of its own, with the round as its seed.
     """
     raise NotImplementedError
 
 
 # How it trains: boosters of rank 1, whatever --rank says, on half of the layers; the other factors
 # are frozen. Give --lr 3e-2. What ROUND steps of Adam find takes the place of the best booster. The
-# merged ones are in the frozen weights: adapter.pt holds the last booster alone.
+# merged ones are in the frozen weights: adapter.pt holds only the last booster.
 # A round ends after step 26, 51, ..., so that a run of 1000 steps does not end with a fresh one.
 
 ROUND = 25  # steps

@@ -1,10 +1,10 @@
 """11. LoRA-Pro (Wang et al., arXiv 2407.18242, theorems 2.1 to 2.3).
 
 A step of LoRA moves W by s·(B ΔA + ΔB A). Of all such moves, which is the nearest to the step −G
-that full fine-tuning would make? With P_B = B(BᵀB)⁻¹Bᵀ the projection onto B's columns,
+that full fine-tuning would make? With H = B(BᵀB)⁻¹Bᵀ, the projection onto B's columns,
 
     g_A = (1/s²) (BᵀB)⁻¹ ∇A + X A
-    g_B = (1/s²) (I − P_B) ∇B (AAᵀ)⁻¹ − B X
+    g_B = (1/s²) (I − H) ∇B (AAᵀ)⁻¹ − B X
 
 make s·(B g_A + g_B A) the projection of G onto what LoRA can do, whatever X (r, r) is. The paper
 takes the X with which g_A and g_B are nearest to LoRA's own gradients. It solves a Sylvester
@@ -20,8 +20,6 @@ import torch
 
 import lora
 
-TO_WRITE = ("sylvester", "adjusted")
-
 
 def sylvester(K, L, C):
     """Symmetric positive definite K, L (r, r), and C (r, r) -> X with K X + X L = C.
@@ -34,7 +32,7 @@ def sylvester(K, L, C):
 def adjusted(grad_A, grad_B, A, B, s):
     """LoRA's gradients -> g_A (r, n), g_B (m, r). A and B have rank r.
 
-    Hint: solve with BᵀB and AAᵀ (r, r); P_B (m, m) is never needed.
+    Hint: solve with BᵀB and AAᵀ (r, r); H (m, m) is never needed.
     """
     raise NotImplementedError
 
@@ -48,9 +46,8 @@ def adjusted(grad_A, grad_B, A, B, s):
 def adapt(model, rank):
     lora.apply_lora(model, rank)
     for layer in lora.lora_layers(model).values():
-        with torch.no_grad():
-            B = torch.randn_like(layer.lora_B) * 0.02
-            layer.start_from(layer.lora_A.detach().clone(), B)
+        A, B = layer.lora_A.detach().clone(), 0.02 * torch.randn_like(layer.lora_B)
+        lora.start_from(layer, A, B)
 
 
 def optimizer(model, lr):

@@ -6,7 +6,7 @@ then enables LoRA, of a larger rank, in the best ones only, within the same numb
 With W (m, n) the weight of a layer and G = ∂L/∂W (m, n), two of its proxies are
 
     gradient norm    ‖G‖_F
-    SNIP             Σ |W ⊙ G|      ⊙ multiplies entry by entry
+    SNIP             Σ |W ⊙ G|      ⊙ multiplies entry by entry, Σ sums all entries
 
 The first says how steep the loss is. The second, from the pruning of networks, says how much the
 loss would change, to first order, if an entry of W were struck out, summed over the entries.
@@ -22,8 +22,6 @@ import torch
 
 import lora
 from data import tasks, tokenizer
-
-TO_WRITE = ("gradient_score", "snip_score", "allocate")
 
 
 def gradient_score(G):
@@ -45,10 +43,11 @@ def snip_score(W, G):
 def allocate(scores, costs, budget):
     """Two dicts by name, a layer's score and its parameters -> a list of the names to enable.
 
-    The best score comes first, whatever its cost, and of equals the first in the alphabet. What no
-    longer fits into the budget is passed over; a cheaper one after it may still fit. The list is in
-    any order. Where all costs are equal, no other choice has a higher sum of scores; where they
-    differ, this is greedy, and need not be the best.
+    Layers are tried in the order of their scores, the highest first, whatever they cost. Layers of
+    equal score, 0 too, are tried in alphabetical order of their names. A layer that does not fit
+    into what is left of the budget is passed over; a cheaper one after it may still fit. The list
+    is in any order. Where all costs are equal, no other choice has a higher sum of scores; where
+    they differ, this is greedy, and need not be the best.
     Hint: sorted takes a key, and a key can be a tuple.
     """
     raise NotImplementedError

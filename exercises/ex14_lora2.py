@@ -9,20 +9,19 @@ pruned.
 
     penalty = Σₖ (‖PₖᵀPₖ − I‖² + ‖QₖQₖᵀ − I‖²) + ‖P₁ᵀP₂‖² + ‖Q₁Q₂ᵀ‖²      (Frobenius norms)
 
-    the importance of rank i in its plane: |λᵢ ∂L/∂λᵢ|
+    the importance of rank i in its plane: |λᵢ ∂L/∂λᵢ|, whatever the lengths of P and Q
 
 This is a simplification: the paper multiplies its two LoRAs, here they are added; and its
 importance also looks at entries of the factors, and averages over steps.
 
-Pₖ (m, rₖ), λₖ (rₖ), Qₖ (rₖ, n), where W is (m, n); x (..., n). The planes' ranks may differ.
+Pₖ (m, rₖ), λₖ (rₖ), Qₖ (rₖ, n), where W is (m, n); x (..., n). The planes' ranks may differ. The
+letters are the paper's: PQ stands for what is BA elsewhere.
 
 To think about: for each rank i, the inner product of P's column i with its gradient is λᵢ ∂L/∂λᵢ,
 and so is that of Q's row i. Why? And what does it save?
 """
 import torch
 from torch import nn
-
-TO_WRITE = ("added", "penalty", "penalty_gradient", "pruned")
 
 
 def added(x, P1, lam1, Q1, P2, lam2, Q2):
@@ -53,7 +52,8 @@ def penalty_gradient(P1, P2, Q1, Q2):
 def pruned(P, lam, Q, grad_lam, keep):
     """One plane, and ∂L/∂λ (r) -> P (m, keep), λ (keep), Q (keep, n), of the most important ranks.
 
-    Hint: a rank is a column of P, an entry of λ and a row of Q. Any order will do, if all three
+    Exactly `keep` ranks, also where some are equally important: then any of those will do.
+    Hint: a rank is a column of P, an entry of λ and a row of Q. Their order is free, if all three
     have the same.
     """
     raise NotImplementedError
@@ -61,8 +61,7 @@ def pruned(P, lam, Q, grad_lam, keep):
 
 # How it trains: AdamW, with a small multiple of the penalty's gradient added to the loss's. Each
 # plane has half of LoRA's rank. λ starts at zero, so ΔW does; once, a quarter of each plane's ranks
-# is pruned. Judging goes through this same model. adapter.pt holds the planes: sample.py, which
-# knows LoRA's factors only, cannot load it.
+# is pruned. adapter.pt holds the planes: sample.py, which knows only LoRA's factors, cannot load it.
 
 TARGETS = ("c_attn", "c_proj", "c_fc")
 WEIGHT = 0.1  # of the penalty

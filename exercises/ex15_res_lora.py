@@ -22,8 +22,6 @@ import functools
 
 import lora
 
-TO_WRITE = ("input_shortcut", "block_shortcut", "middle_shortcut", "merged_block")
-
 
 def input_shortcut(xs, As, Bs, s, i):
     """-> h (..., m) of block i. Block 0 has none before it: there h is LoRA's.
@@ -55,8 +53,8 @@ def merged_block(As, Bs, s, i):
 
 
 # How it trains: LoRA's layers, with the block-shortcut in place of their forward pass. When the
-# model is judged, each block has its merged ΔW: the same function. adapter.pt holds the factors
-# only: sample.py makes plain LoRA of them, without the shortcuts, which is not what was trained.
+# model is evaluated, each block has its merged ΔW: the same function. adapter.pt holds only the
+# factors: sample.py makes plain LoRA of them, without the shortcuts, which is not what was trained.
 
 def chains(model):
     """The layers of one kind, block by block -> {"attn.c_attn": [LoRALinear, ...], ...}."""

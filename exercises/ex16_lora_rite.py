@@ -3,18 +3,20 @@
 BT and T⁻¹A make the same W for every invertible T (r, r), yet from there Adam moves W elsewhere.
 LoRA-RITE is an Adam whose steps of W do not depend on T. For one factor X with its partner Y, where
 XYᵀ is BA or its transpose, it takes Y's size out of the gradient, works in an orthonormal basis Q
-of Y's columns, and carries the moments from the last step's basis, Q_old, to this one:
+of Y's columns, and carries the moments from the last step's basis, Q_old, to this one by the matrix
+C (the paper's P):
 
-    Y = QR    ḡ = ∇X R⁻¹    P = QᵀQ_old
-    V ← β₂ P V Pᵀ + (1 − β₂) ḡᵀḡ / d      S = ḡ (V + εI)^(−½)
-    M ← β₁ M Pᵀ + (1 − β₁) S              X ← X − η M R⁻ᵀ
+    Y = QR    ḡ = ∇X R⁻¹    C = QᵀQ_old
+    V ← β₂ C V Cᵀ + (1 − β₂) ḡᵀḡ / d      S = ḡ (V + εI)^(−½)
+    M ← β₁ M Cᵀ + (1 − β₁) S              X ← X − η M R⁻ᵀ
 
 It does this for X = B with Y = Aᵀ, and for X = Aᵀ with Y = B, where ∇X is (∇A)ᵀ. The power −½ is
 the symmetric one.
 
-B (m, r), A (r, n); X (d, r), where d is m or n; Q like Y; R, P, V (r, r); ḡ, S, M (d, r).
+B (m, r), A (r, n); X (d, r), where d is m or n; Q like Y; R, C, V (r, r); ḡ, S, M (d, r). V and M
+are Adam's moments, as in the paper: V has nothing to do with an SVD.
 
-This is a simplification: the paper adds to V a bound on the mass that escapes from it, where P
+This is a simplification: the paper adds to V a bound on the mass that escapes from it, where C
 loses part of the old basis. Here that is left out, and so is Adam's bias correction. (β₂ in V and
 the division by d are those of the authors' code, which also clips ḡ.)
 
@@ -24,8 +26,6 @@ orthonormal columns. Why? Which other optimizer steps like that?
 import torch
 
 import lora
-
-TO_WRITE = ("unmagnified", "moments", "step")
 
 
 def unmagnified(grad_X, Y):
@@ -47,12 +47,14 @@ def moments(V, M, g_bar, Q, Q_old, beta1, beta2, eps):
 def step(B, A, grad_B, grad_A, state, lr, betas, eps):
     """One step of both factors, both from the values before it -> new B, new A, new state.
 
-    state  a dict of tensors, yours to fill; {} before the first step, when the moments are zero
+    state  the dict of tensors that the step before returned; {} before the first step, when the
+           moments are zero. Return a new dict; leave `state` as it is. What a step needs of the
+           steps before is in `state` and nowhere else.
     betas  β₁, β₂
     For (X, ∇X, Y) = (B, ∇B, Aᵀ), and again for (Aᵀ, (∇A)ᵀ, B): `unmagnified`, then `moments`, then
     X − η M R⁻ᵀ. Keep V, M and Q of each.
-    Hint: Z = M R⁻ᵀ solves Z Rᵀ = M, and Rᵀ is lower triangular. At the first step any Q_old will
-    do. Why?
+    Hint: Z = M R⁻ᵀ solves Z Rᵀ = M, and Rᵀ is lower triangular. At the first step any Q_old is
+    right. Why?
     """
     raise NotImplementedError
 
@@ -69,9 +71,8 @@ BETAS = (0.7, 0.8)
 def adapt(model, rank):
     lora.apply_lora(model, rank)
     for layer in lora.lora_layers(model).values():
-        with torch.no_grad():
-            B = torch.randn_like(layer.lora_B) * 0.02
-            layer.start_from(layer.lora_A.detach().clone(), B)
+        A, B = layer.lora_A.detach().clone(), 0.02 * torch.randn_like(layer.lora_B)
+        lora.start_from(layer, A, B)
 
 
 class LoRARITE(torch.optim.Optimizer):

@@ -1,30 +1,32 @@
-"""Trains on `math` with the method of an exercise: yours, or the solution.
+"""Trains on `math` with the method of an exercise: your answers, or the solution.
 
-    python -m exercises.train ex11_lora_pro
-    python -m exercises.train ex11_lora_pro --solutions --lr 1e-3 --steps 300
-    python -m exercises.train ex08_chain_of_lora --set EVERY=100    a constant of that file
+    python -m exercises.train ex11
+    python -m exercises.train ex11 --lr 1e-3 --steps 300
+    python -m exercises.train ex08 --set EVERY=100    changes a constant of that file
 
-Takes the flags of train.py, but for those of an adapter or an optimizer, which are the exercise's,
-and ends with its report. An exercise's file says how it trains, in at most three functions; what it
-leaves out is LoRA's:
+Takes train.py's flags as well, except those that the exercise decides: the method, the adapter's
+other than --rank, --betas and --weight_decay. The part of an exercise's file after "How it trains"
+may define three functions; for one that is missing, LoRA's is used:
 
-    adapt(model, rank)                   freezes the base, adds what trains
+    adapt(model, rank)                   freezes the base and adds what trains
     optimizer(model, lr)                 -> a torch.optim.Optimizer
-    after_step(model, optimizer, step)   called after each step; step counts from 1
+    after_step(model, optimizer, step)   is called after each step; step counts from 1
 """
+import argparse
 import ast
-import sys
 from pathlib import Path
 
 import torch
 
 import lora
-import report
 import train
-from exercises import worker
-from runs import load_base
+from data.files import InputError, about_input, run_command
+from exercises.tests.answers import Failure, functions_to_write, load
+from model import GPT
 
 HERE = Path(__file__).parent
+SOLUTIONS = HERE / "solutions"
+DECIDED = ("method", *train.ADAPTER_FLAGS, "betas", "weight_decay")  # by the exercise, but --rank
 
 
 def adapt(model, rank):
@@ -40,52 +42,55 @@ def after_step(model, optimizer, step):
     pass
 
 
-def load(name, solutions):
-    """The module of an exercise, with the three functions; ends if it is not written yet."""
-    folder = HERE / "solutions" if solutions else HERE
-    known = {path.stem: path for path in sorted(folder.glob("ex*.py"))}
-    names = [each for each in known if each.startswith(name)]
-    if len(names) != 1:
-        sys.exit(f"exercises.train: {folder.name}/ has no exercise {name}, but "
-                 f"{', '.join(known) or 'none'}")
-    [name] = names
-    path = known[name]
+def find(name):
+    """The path of the exercise whose file begins with a name."""
+    found = [path for path in sorted(HERE.glob("ex*.py")) if path.stem.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(path.stem for path in sorted(HERE.glob("ex*.py")))
+        raise InputError(f"there is no one exercise {name}: there are {known}")
+    return found[0]
+
+
+def load_exercise(name, solutions=False):
+    """The module of an exercise with the three functions; InputError if it is not written yet."""
+    path = find(name)
     try:
-        module = worker.load(path)
-    except worker.Failure as failure:
-        sys.exit(f"exercises.train: {name} {failure}")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Raise):
-            sys.exit(f"exercises.train: {name}: {node.name} is not written yet")
-    if not any(hasattr(module, function.__name__) for function in (adapt, optimizer, after_step)):
-        sys.exit(f"exercises.train: {name} trains nothing of its own: try ex06 and those after it")
-    for function in (adapt, optimizer, after_step):
-        if not hasattr(module, function.__name__):
-            setattr(module, function.__name__, function)
+        module = load(path, SOLUTIONS / f"{path.stem[:4]}.py" if solutions else None)
+    except Failure as failure:
+        raise InputError(f"{path.stem}: the import {failure}") from None
+    missing = functions_to_write(path)
+    if missing and not solutions:
+        raise InputError(f"{path.stem}: {missing[0]} is not written yet")
+    own = [function for function in (adapt, optimizer, after_step)
+           if hasattr(module, function.__name__)]
+    if not own:
+        raise InputError(f"{path.stem} has nothing to train: try ex06 and those after it")
+    for function in {adapt, optimizer, after_step} - set(own):
+        setattr(module, function.__name__, function)
     return module
 
 
-def check(flags):
-    """Ends, if a flag is given that the exercise itself decides."""
-    args, usual = train.parse_args(flags), train.parse_args([])
-    for name in ("method", *train.OF_ADAPTERS, "betas", "weight_decay"):
-        if name != "rank" and getattr(args, name) != getattr(usual, name):
-            sys.exit(f"exercises.train: --{name} {getattr(args, name)} would change nothing: "
-                     "the exercise decides it")
-
-
-def what_is_next(args, result):
-    yield f"compare {args.out_dir}/curves.png with that of python train.py --method lora"
-    yield "try other --lr: each method has its own best"
+def parse_flags(name, flags):
+    """train.py's flags for an exercise; InputError for one that the exercise decides."""
+    args = train.parse_args(["--out_dir", f"out/{name}", *flags])
+    usual = train.parse_args(["--rank", str(args.rank)])
+    for flag in DECIDED:
+        if getattr(args, flag) != getattr(usual, flag):
+            raise InputError(f"--{flag} {getattr(args, flag)} would change nothing: the exercise "
+                             "decides it")
+    if args.resume:
+        raise InputError("--resume cannot go on with an exercise, whose checkpoints do not hold "
+                         "everything: --overwrite starts again")
+    return args
 
 
 def set_constant(exercise, assignment):
     """NAME=VALUE, for a constant in capitals that the exercise's file has."""
     name, _, value = assignment.partition("=")
-    allowed = [each for each in vars(exercise) if each.isupper() and each != "TO_WRITE"]
+    allowed = [each for each in vars(exercise) if each.isupper()]
     if name not in allowed:
-        sys.exit(f"exercises.train: --set {assignment}: {exercise.__name__} has no constant "
-                 f"{name}, but {', '.join(allowed) or 'none'}")
+        raise InputError(f"--set {assignment}: {exercise.__name__} has no constant {name}, but "
+                         f"{', '.join(allowed) or 'none'}")
     try:
         value = ast.literal_eval(value)
     except (SyntaxError, ValueError):
@@ -93,58 +98,46 @@ def set_constant(exercise, assignment):
     setattr(exercise, name, value)
 
 
-def install(exercise):
-    """Puts the exercise's functions where train.py has its own."""
-    plain_step = train.train_step
-
+def run(exercise, args):
+    """Trains with the exercise's functions in the place of train.py's -> its result."""
     def build_model(args, device):
-        torch.manual_seed(args.seed)
-        model = load_base(args.init_from, args.model_dropout)
+        with about_input("--init_from"):
+            model = GPT.from_pretrained(args.init_from, args.model_dropout)
         exercise.adapt(model, args.rank)
         return model.to(device)
 
     def build_optimizer(args, model):
-        optimizer = exercise.optimizer(model, args.lr)
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-        return optimizer
+        return exercise.optimizer(model, args.lr)
 
-    def train_step(args, model, optimizer, batch, step):
-        loss = plain_step(args, model, optimizer, batch, step)
-        torch.manual_seed(args.seed * 1_000_000 + step)  # all processes are to draw the same
-        exercise.after_step(model, optimizer, step + 1)
-        return loss
+    def after_step(model, optimizer, step):
+        torch.manual_seed(args.seed * 1_000_000 + step - 1)  # all processes draw the same numbers
+        exercise.after_step(model, optimizer, step)
 
-    train.build_model, train.build_optimizer = build_model, build_optimizer
-    train.train_step = train_step
-    report.what_is_next = what_is_next
+    return train.train(args, build_model, build_optimizer, after_step=after_step)
 
 
 def main():
-    words = [word for word in sys.argv[1:] if word != "--solutions"]
-    if not words or not words[0].startswith("ex"):
-        sys.exit(__doc__)
-    name, *flags = words
-    solutions = "--solutions" in sys.argv
-    if "--resume" in flags:  # a checkpoint has not all of what an exercise may do to a model
-        sys.exit("exercises.train: --resume is train.py's alone; --overwrite begins again")
-    assignments = []
-    while "--set" in flags[:-1]:
-        where = flags.index("--set")
-        assignments.append(flags[where + 1])
-        del flags[where:where + 2]
-    if "--out_dir" not in flags:
-        flags += ["--out_dir", f"out/{name}"]
-    check(flags)
-    sys.argv = ["train.py", *flags]
-    exercise = load(name, solutions)
-    for assignment in assignments:
+    parser = argparse.ArgumentParser(prog="python -m exercises.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("exercise", help="ex06 to ex17, or the file's whole name")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="a constant in capitals of the exercise's file")
+    if SOLUTIONS.is_dir():  # a student's copy has none
+        parser.add_argument("--solutions", action="store_true", help="train with the solution")
+    mine, flags = parser.parse_known_args()
+    solutions = getattr(mine, "solutions", False)
+
+    exercise = load_exercise(mine.exercise, solutions)
+    for assignment in mine.set:
         set_constant(exercise, assignment)
-    install(exercise)
-    whose = "the solution" if solutions else "your code"
-    print(f"{exercise.__name__}, {whose}; train.py calls it lora:")
-    train.main()
+    args = parse_flags(exercise.__name__, flags)
+    whose = "the solution" if solutions else "your answers"
+    print(f"{exercise.__name__}, {whose}; train.py calls this method lora:")
+    run(exercise, args)
+    print(f"  compare {args.out_dir}/log.csv with that of python train.py --method lora")
+    print("  try other --lr: each method has its own best")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
