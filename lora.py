@@ -49,7 +49,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like_W0))
         self.lora_B = nn.Parameter(torch.empty(linear.out_features, rank, **like_W0))
 
-        # LoRA-GA starts from factors A0, B0 and makes linear.weight W0 − s·B0A0. Otherwise zero.
+        # LoRA-GA's start A0, B0: linear.weight is then W0 − s·B0A0. Without LoRA-GA both are zero.
         self.register_buffer("lora_A0", torch.empty_like(self.lora_A, requires_grad=False))
         self.register_buffer("lora_B0", torch.empty_like(self.lora_B, requires_grad=False))
         self.unmerged_weight = None  # what linear.weight was before merge()
@@ -74,15 +74,15 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self):
-        """The effective weight W0 + s·BA (d_out, d_in), through which A and B train.
+        """The effective weight W (d_out, d_in), for merge() and for modules that read it.
 
-        It is computed when it is read, so that writing into it changes nothing.
+        It is computed when it is read: A and B train through it, and writing into it is lost.
         """
-        W0 = self.linear.weight
+        frozen = self.linear.weight
         if self.merged:
-            return W0
-        with full_precision(W0):
-            return (W0 + self.scale * self.lora_B @ self.lora_A).to(W0.dtype)
+            return frozen
+        with no_autocast(frozen):
+            return (frozen + self.scale * self.lora_B @ self.lora_A).to(frozen.dtype)
 
     @property
     def bias(self):
@@ -90,7 +90,7 @@ class LoRALinear(nn.Module):
 
     def delta(self):
         """What the adapter adds to the original weight, s·(BA − B0A0), (d_out, d_in)."""
-        with full_precision(self.lora_A):
+        with no_autocast(self.lora_A):
             return self.scale * (self.lora_B @ self.lora_A - self.lora_B0 @ self.lora_A0)
 
     @property
@@ -119,13 +119,14 @@ def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with B's rate at ratio · lr.
 
     A and everything else that trains get lr.
-    A step of Adam moves each entry by about its learning rate, whatever the gradient's size.
-    The signs of ∂L/∂A = s Bᵀ(∂L/∂y)xᵀ follow x, so that ΔA·x adds up d_in terms of one sign.
-    ΔB·(Ax) adds up only r. For both to learn as d_in = n grows, A needs a rate of order 1/n and B a
-    rate of order 1 (Theorem 1). No shared rate does that; a constant ratio only delays the failure.
+    A step of Adam moves each entry by about its learning rate η, whatever the gradient's size.
+    ΔA·x then grows like η·d_in, since the signs of ∇A follow x. ΔB·(Ax) grows only like η·r.
+    A shared rate that is safe for the first, of order 1/d_in, makes the second vanish in wide
+    layers. Both learn if A has a rate of order 1/d_in and B a rate of order 1 (Theorem 1). A
+    constant ratio only delays the failure.
 
-    ratio  16 is what the paper used for A = 0 and random B. For B = 0, as here, it found 4 to 8 on
-           RoBERTa and 2 to 4 on Llama. 1 is LoRA.
+    ratio  1 is LoRA. The paper used 16 where A starts at zero and B random. Where B starts at zero,
+           as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -156,19 +157,20 @@ def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
     Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061) keeps 0.99 of the best cosine with a gradient whose singular values decay, and 0.93
-    to 0.98 with white noise, depending on the shape.
+    0909.4061). The cosine of LoRA-GA's first step with G is then 0.99 of the best one if G's
+    singular values decay, and 0.93 to 0.98 of it for white noise, depending on the shape.
     """
-    with full_precision(G):
-        if min(G.shape) <= max(512, 2 * k):
+    with no_autocast(G):
+        if min(G.shape) <= max(512, 2 * k):  # the sketch needs 2k columns
             U, _, Vh = torch.linalg.svd(G, full_matrices=False)
             V = Vh.T
         else:
             U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     U, V = U[:, :k], V[:, :k]
 
-    # An SVD may return (−u, −v) for (u, v). BA pairs one triple's u with another's v, so the run
-    # would depend on the machine: make the largest entry of each v positive.
+    # An SVD may return (−u, −v) for (u, v). That would change BA = c² Σ uᵣ₊ᵢ vᵢᵀ, which pairs one
+    # triple's u with another's v, and the run would depend on the machine. So make the largest
+    # entry of each v positive.
     largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
     signs = V.gather(0, largest).sign()
     return U * signs, V * signs
@@ -180,7 +182,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     Call it once, after apply_lora(..., alpha=..., rslora=True). Train without weight decay, which
     would pull W away from W0. G is the sum of the gradients of the batches. The first small step of
     gradient descent, on these batches and with one rate η for A and B, then moves W along the best
-    rank-2r approximation of G (Theorem 3.1):
+    rank-2r approximation of G (Theorem 3.1), as GAᵀA keeps v₁ … vᵣ and BBᵀG keeps uᵣ₊₁ … u₂ᵣ:
 
         −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
 
@@ -220,7 +222,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 def start_from(layer, A0, B0):
     """Starts a fresh layer at A = A0, B = B0, and W0 ← W0 − s·B0A0 so that W stays."""
     W0 = layer.linear.weight
-    with full_precision(W0):
+    with no_autocast(W0):
         moved = (W0 - layer.scale * B0 @ A0).to(W0.dtype)
     layer.linear.weight = nn.Parameter(moved, requires_grad=False)  # a layer tied to it keeps W0
     layer.lora_A.copy_(A0)
@@ -232,9 +234,9 @@ def start_from(layer, A0, B0):
 def summed_gradients(model, batches, loss_fn):
     """G = Σ ∂L/∂W over the batches, for each LoRA layer -> {name: (d_out, d_in), on the CPU}.
 
-    A trainable twin stands in for each frozen weight meanwhile, so that no .grad of the caller
-    changes. Each twin's gradient goes to the CPU within the backward pass: the device holds one at
-    a time. The model is in evaluation mode: no dropout, and BatchNorm's running statistics stay.
+    Meanwhile a trainable twin stands in for each frozen weight, so that no .grad of the caller
+    changes. A hook moves each twin's gradient to the CPU as soon as it is there: the device never
+    holds all of them. Evaluation mode means no dropout, and BatchNorm's statistics stay.
     """
     layers = lora_layers(model)
     frozen = {name: layer.linear.weight for name, layer in layers.items()}
@@ -244,7 +246,7 @@ def summed_gradients(model, batches, loss_fn):
 
     def collect(name, twin):
         G = twin.grad.to("cpu", torch.promote_types(twin.dtype, torch.float32))
-        gradients[name] = gradients[name] + G if name in gradients else G
+        gradients[name] = gradients.get(name, 0) + G
         twin.grad = None
 
     try:
@@ -255,7 +257,7 @@ def summed_gradients(model, batches, loss_fn):
         for batch in batches:
             with torch.enable_grad():
                 loss = loss_fn(model, batch)
-            with full_precision(loss):
+            with no_autocast(loss):
                 loss.backward(inputs=list(twins.values()))
     finally:
         for name, layer in layers.items():
@@ -276,28 +278,27 @@ def preconditioned(layer, damping=1e-6):
 
     A small step η of gradient descent then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)):
     G projected onto B's columns, plus G projected onto A's rows. (10B, A/10) and (B, A) give the
-    same W. With the preconditioner they also take the same step, if their rank is r.
+    same W. With the preconditioner they also take the same step, if A and B have full rank r.
+    `whole` and `sharded_like` do nothing outside FSDP2.
     """
     A, B = whole(layer.lora_A), whole(layer.lora_B)
     grad_A, grad_B = layer.lora_A.grad, layer.lora_B.grad
-    with full_precision(A):
-        for_A, for_B = damped_inverses(torch.stack([B.T @ B, A @ A.T]), damping)  # (r, r) each
+    with no_autocast(A):
         if grad_A is not None:
-            grad_A = sharded_like(grad_A, for_A @ whole(grad_A))
+            grad_A = sharded_like(grad_A, damped_inverse(B.T @ B, damping) @ whole(grad_A))
         if grad_B is not None:
-            grad_B = sharded_like(grad_B, whole(grad_B) @ for_B)
+            grad_B = sharded_like(grad_B, whole(grad_B) @ damped_inverse(A @ A.T, damping))
     return grad_A, grad_B
 
 
-def damped_inverses(grams, damping):
-    """(gram + δI)⁻¹ of Gram matrices (n, r, r), with δ = max(damping, 4·eps·trace) for each.
+def damped_inverse(gram, damping):
+    """(gram + δI)⁻¹ of a Gram matrix (r, r), with δ = max(damping, 4·eps·trace).
 
-    A smaller δ would invert rounding errors where a factor does not have full rank.
+    A smaller δ would invert rounding errors where a factor does not have full rank; 4 is a margin.
     """
-    trace = grams.diagonal(dim1=1, dim2=2).sum(dim=1)  # (n,)
-    delta = (4 * torch.finfo(grams.dtype).eps * trace).clamp(min=damping)
-    I = torch.eye(grams.shape[1], dtype=grams.dtype, device=grams.device)
-    L = torch.linalg.cholesky_ex(grams + delta[:, None, None] * I).L  # _ex: a GPU need not wait
+    delta = (4 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=damping)
+    I = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex: a GPU need not wait
     return torch.cholesky_inverse(L)
 
 
@@ -371,7 +372,7 @@ def find_linears(model, targets):
     modules = dict(model.named_modules(remove_duplicate=False))
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     chosen = {}
-    for target in targets:
+    for target in targets:  # whole parts of a name: "proj" is not the end of "c_proj"
         names = [name for name in linears if f".{name}".endswith(f".{target}")]
         if not names:
             allowed = sorted({name.rpartition(".")[2] for name in linears if name})
@@ -404,6 +405,7 @@ def merge_and_unload(model):
     """Makes every LoRA layer a plain nn.Linear with the effective weight, in place -> model.
 
     The keys are the base model's again. Weights stay frozen. One that was tied is separate now.
+    Of a bare LoRALinear the nn.Linear is returned.
     """
     merge_lora(model)
     if isinstance(model, LoRALinear):
@@ -436,9 +438,8 @@ def adapter_state_dict(model):
     for name, p in model.named_parameters():
         owner, _, part = name.rpartition(".")
         if p.requires_grad and owner not in layers:
-            if owner.removesuffix(".linear") in layers:
-                name = f"{owner.removesuffix('.linear')}.{part}"
-            state[name] = whole(p)
+            layer = owner.removesuffix(".linear")
+            state[f"{layer}.{part}" if layer in layers else name] = whole(p)
     return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
 
@@ -462,14 +463,11 @@ def load_adapter(model, state):
     for name, module in modules.items():
         if isinstance(module, nn.Linear) and f"{name}.lora_A" in state:
             A, B, scale = [rest.pop(f"{name}.{x}", None) for x in ("lora_A", "lora_B", "scale")]
-            if [getattr(tensor, "ndim", None) for tensor in (A, B, scale)] != [2, 2, 0]:
-                raise ValueError(f"the adapter lacks a matrix or the number of {name}: it needs "
-                                 "lora_A, lora_B and scale")
-            if (len(B), A.shape[1]) != module.weight.shape or B.shape[1] != len(A):
-                raise ValueError(f"the adapter does not fit the model at {name}")
-            wrapped[module] = layer = LoRALinear(module, rank=len(A))
+            check_factors(module, A, B, scale, name)
+            layer = LoRALinear(module, rank=len(A))
             layer.load_state_dict({"lora_A": A, "lora_B": B}, strict=False)
             layer.scale = scale.item()
+            wrapped[module] = layer
     if not wrapped:
         raise ValueError("the adapter holds no layer that the model has")
     replace_modules(model, wrapped)
@@ -486,7 +484,9 @@ def load_base_weight(layer, state_dict, prefix, *_):
     """Runs before a layer loads: a base model's checkpoint has `weight`, not `linear.weight`."""
     for part in ("weight", "bias"):
         if prefix + part in state_dict:
-            if layer.merged or (not layer.lora_B0.is_meta and layer.lora_B0.any()):
+            # On the meta device nothing can be read, and nothing has been started.
+            started = not layer.lora_B0.is_meta and layer.lora_B0.any()
+            if started or layer.merged:
                 raise ValueError("load the base model before LoRA-GA's start and before merging")
             state_dict[f"{prefix}linear.{part}"] = state_dict.pop(prefix + part)
 
@@ -494,7 +494,7 @@ def load_base_weight(layer, state_dict, prefix, *_):
 # ==== Helpers =====================================================================================
 
 
-def full_precision(tensor):
+def no_autocast(tensor):
     """Turns autocast off in a `with` block: it would round what is done to the weights."""
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -521,8 +521,18 @@ def check_plain(weight, name):
                          "plain parameter of 16 bits or more")
 
 
+def check_factors(linear, A, B, scale, name):
+    """Raises ValueError for an adapter's entries that do not fit a linear layer."""
+    if [getattr(tensor, "ndim", None) for tensor in (A, B, scale)] != [2, 2, 0]:
+        raise ValueError(f"the adapter needs two matrices and a number for {name}: lora_A, lora_B, "
+                         "scale")
+    if (len(B), A.shape[1]) != linear.weight.shape or B.shape[1] != len(A):
+        raise ValueError(f"the adapter does not fit the model at {name}")
+
+
 def replace_modules(model, replacements):
     """Puts replacements[module] in a module's place, under every name that the model has for it."""
+    # Without remove_duplicate a shared module is found under each of its names.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in replacements:
             model.set_submodule(name, replacements[module])

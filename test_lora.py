@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from lora import (LoRALinear, adapter_state_dict, apply_lora, attach_preconditioner,
-                  damped_inverses, load_adapter, lora_ga_factors, lora_ga_init, lora_layers,
+                  damped_inverse, load_adapter, lora_ga_factors, lora_ga_init, lora_layers,
                   lora_plus_groups, merge_and_unload, merge_lora, precondition_gradients,
                   top_singular_vectors, unmerge_lora)
 from model import GPT, GPTConfig
@@ -575,16 +575,15 @@ def test_preconditioned_descent_does_not_slow_down_with_the_condition_number():
 
 
 def test_damping_is_raised_to_the_rounding_errors_of_each_gram_matrix():
-    """The docstring of damped_inverses: δ = max(damping, 4·eps·trace), for each matrix alone."""
+    """The docstring of damped_inverse: δ = max(damping, 4·eps·trace), for each matrix alone."""
     small = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     # The Gram matrix of a large factor that has rank 1
     large = torch.tensor([1e12, 0.0, 0.0], dtype=torch.float64)
-    grams = torch.stack([small.diag(), large.diag()])
-    inverses = damped_inverses(grams, damping=1e-6)
     rounding = 4 * torch.finfo(torch.float64).eps * 1e12
     assert rounding > 1e-4
-    torch.testing.assert_close(inverses[0], torch.diag(1 / (small + 1e-6)), **EXACT)
-    torch.testing.assert_close(inverses[1], torch.diag(1 / (large + rounding)), **EXACT)
+    for values, delta in ((small, 1e-6), (large, rounding)):
+        inverse = damped_inverse(values.diag(), damping=1e-6)
+        torch.testing.assert_close(inverse, torch.diag(1 / (values + delta)), **EXACT)
 
 
 # ==== Merging, saving and loading =================================================================

@@ -21,8 +21,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-# Threads that wait for each other spin. Beside another busy process a step would then take up to
-# 40 times as long. OpenMP reads this when torch is imported.
+# OpenMP's threads spin while they wait. Beside another busy process a step would then take up to
+# 40 times as long. This limits it; it is read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
@@ -34,6 +34,7 @@ from data.files import InputError, about_input, number, replace_file, run_comman
 from model import GPT, GPTConfig, read_tensors
 
 GA_BATCHES = 4  # LoRA-GA sums the gradients of the run's first batches
+# Flags that --method full, which has no adapter, refuses.
 ADAPTER_FLAGS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
                  "precondition", "damping", "base_dtype")
 PRESETS = {  # what --method sets; the learning rates are each method's best on math
@@ -43,7 +44,9 @@ PRESETS = {  # what --method sets; the learning rates are each method's best on 
     "loraga": {"lr": 1e-3, "init": "ga", "rslora": True, "alpha": 8.0},
     "riemannian": {"lr": 5e-3, "precondition": True},
 }
+RUN_FILES = ("log.csv", "ckpt.pt", "adapter.pt", "model.pt", "result.json", "curves.png")
 LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # the columns of log.csv
+# The model of --init_from scratch has the shipped one's shape.
 SCRATCH = {"block_size": 128, "vocab_size": 2048, "n_layer": 4, "n_head": 4, "n_embd": 256}
 
 # ==== Flags =======================================================================================
@@ -118,20 +121,20 @@ def parse_args(argv=None):
     parser = build_parser()
     argv = [underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
 
-    # Which of the adapter's flags are given? argparse leaves what a namespace has already.
-    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(ADAPTER_FLAGS)))
-    given_names = [name for name in ADAPTER_FLAGS if getattr(given, name) is not None]
-    if given.method == "full" and given_names:
-        parser.error(f"--{given_names[0]} needs an adapter, which --method full does not have")
-
-    # The method's own defaults, then everything again.
-    parser.set_defaults(**PRESETS[given.method])
+    # The method sets its defaults. A flag that is given wins.
+    parser.set_defaults(**PRESETS[parser.parse_args(argv).method])
     args = parser.parse_args(argv)
+
+    # Flags that would do nothing are refused.
+    words = {word.partition("=")[0] for word in argv}
+    given = [name for name in ADAPTER_FLAGS if words & {f"--{name}", f"--no-{name}"}]
+    if given and args.method == "full":
+        parser.error(f"--{given[0]} needs an adapter, which --method full does not have")
     if args.init_from == "scratch" and args.method != "full":
         parser.error(f"--init_from scratch needs --method full, not {args.method}")
-    if "gamma" in given_names and args.init != "ga":
+    if "gamma" in given and args.init != "ga":
         parser.error(f"--gamma {args.gamma:g} is LoRA-GA's: it needs --init ga")
-    if "damping" in given_names and not args.precondition:
+    if "damping" in given and not args.precondition:
         parser.error(f"--damping {args.damping:g} is the preconditioner's: it needs --precondition")
     micro_batches = args.grad_accum * int(os.environ.get("WORLD_SIZE", 1))
     if args.batch_size % micro_batches:
@@ -174,6 +177,7 @@ def build_model(args, device):
 
     with about_input("--rank, --targets or --dropout"):
         lora.apply_lora(model, args.rank, args.alpha, args.targets, args.dropout, args.rslora)
+    # lora_ga_init would refuse this too, but only after the first evaluation.
     smallest = min(min(layer.linear.weight.shape) for layer in lora.lora_layers(model).values())
     if args.init == "ga" and 2 * args.rank > smallest:
         raise InputError(f"--rank {args.rank} is too large for --init ga: at most {smallest // 2}")
@@ -200,7 +204,8 @@ def start(args, model, micro_batches):
 def weighted_loss(model, micro_batch):
     """A micro-batch's part of its batch's mean loss."""
     idx, targets, weight = micro_batch
-    return weight * model(idx, targets)[1]
+    _, loss = model(idx, targets)
+    return weight * loss
 
 
 def schedule(step, warmup, steps):
@@ -218,9 +223,10 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
           after_step=None):
     """Runs what `parse_args` returned -> the dict in result.json (None in processes of rank > 0).
 
-    The functions can be replaced by others with the same arguments. The optimizer's groups hold
-    their peak learning rates. after_step(model, optimizer, step) is called after each step, and
-    step counts from 1. Raises InputError for what the user can correct.
+    Experiments and exercises pass functions of their own for build_model, build_optimizer (whose
+    groups hold their peak learning rates) and start, with the same arguments as above.
+    after_step(model, optimizer, step) is called after each step, counted from 1.
+    Raises InputError for what the user can correct.
     """
     began = time.perf_counter()
 
@@ -228,9 +234,10 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(args.device)
     if world_size > 1 and not dist.is_initialized():
+        # The others wait while the first one evaluates.
         dist.init_process_group(timeout=timedelta(hours=2))
 
-    # The run's directory: a run in it is not lost without a flag.
+    # A run in the directory is not lost without a flag.
     checkpoint = find_checkpoint(args)
     print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
 
@@ -246,7 +253,8 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     source = tasks.load_source(encoding, args.block_size)
 
     def micro_batches(step):
-        """The whole batch of a step -> [(idx, targets, weight)], whose weights add up to 1."""
+        """A step's whole batch -> [(idx, targets, weight)]. The loss ignores targets of −1; a
+        weight is the fraction of the batch's other targets."""
         idx, targets = task.batch(args.seed, step, args.batch_size)
         idx, targets = idx.to(device), targets.to(device)
         count = args.grad_accum * world_size
@@ -265,7 +273,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         first_step, seconds = checkpoint["step"], checkpoint["seconds"]
         before, after = checkpoint["before"], checkpoint["after"]
         restore_model(model, checkpoint["model"])
-    if world_size > 1:
+    if world_size > 1:  # bit for bit the same in all processes, on different machines too
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
@@ -322,8 +330,8 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
             continue
 
         # Evaluate, log, checkpoint: the first process alone.
-        row = {"step": done, "loss": loss.item(), "lr": args.lr * lr_factor}
-        row["ms"] = 1e3 * (time.perf_counter() - step_began)
+        row = {"step": done, "loss": loss.item(), "lr": args.lr * lr_factor,
+               "ms": 1e3 * (time.perf_counter() - step_began)}
         evaluating = done % args.eval_interval == 0 or done == args.steps
         if evaluating:
             after = evaluate(model, task, source, whole=done == args.steps)
@@ -335,15 +343,13 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         now = time.perf_counter()
         if evaluating or now - saved > 60:
             saved = now
-            save(Path(args.out_dir) / "ckpt.pt", {
-                "settings": settings_of(args), "checksum": task.checksum, "step": done,
-                "seconds": seconds + now - began, "before": before, "after": after,
-                "metric_name": task.metric, "model": trained_state(model),
-                "optimizer": optimizer.state_dict()})
+            progress = {"step": done, "seconds": seconds + now - began, "before": before,
+                        "after": after}
+            save_checkpoint(args, model, optimizer, task, progress)
         if evaluating or now - shown > 5:
             shown = now
-            left = (now - loop_began) / (done - first_step) * (args.steps - done)
-            print_row(args, task, row, left)
+            seconds_left = (now - loop_began) / (done - first_step) * (args.steps - done)
+            print_row(args, task, row, seconds_left)
 
     # The result: files, and a report for a person.
     if world_size > 1:
@@ -358,7 +364,10 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
 
 
 def evaluate(model, task, source, whole=True):
-    """What is learned, the task's figures, and what is kept, the loss on the source domain."""
+    """What is learned, and what is forgotten: the loss on the source domain, English prose.
+
+    `whole` measures all held-out rows; otherwise a quarter of them do on the way.
+    """
     measures = task.measure(model, whole)
     return {"metric": measures[task.metric], "source_loss": source.evaluate(model),
             "measures": measures}
@@ -435,23 +444,28 @@ def restore_model(model, state):
     model.load_state_dict(state, strict=False)
 
 
+def save_checkpoint(args, model, optimizer, task, progress):
+    save(Path(args.out_dir) / "ckpt.pt", {
+        "settings": settings_of(args), "checksum": task.checksum, "metric_name": task.metric,
+        "model": trained_state(model), "optimizer": optimizer.state_dict(), **progress})
+
+
 def open_log(args, first_step):
     """The writer of log.csv. Creating the file claims the directory for this run."""
     path = Path(args.out_dir) / "log.csv"
-    if first_step:  # the rows after the checkpoint are computed again
-        rows = [row for row in read_log(path) if int(row["step"]) <= first_step]
-        write_csv(path, LOG, rows)
-    elif args.overwrite or args.resume:
-        for name in ("log.csv", "ckpt.pt", "adapter.pt", "model.pt", "result.json", "curves.png"):
-            path.with_name(name).unlink(missing_ok=True)
     with about_input(f"--out_dir {args.out_dir} cannot be used"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "a" if first_step else "x"
-        file = open(path, mode, buffering=1, encoding="utf-8", newline="")  # each row at once
-    log = csv.DictWriter(file, LOG, extrasaction="ignore", lineterminator="\n")
-    if not first_step:
-        log.writeheader()
-    return log
+        rows = []
+        if first_step > 0:  # later rows are computed again
+            rows = [row for row in read_log(path) if int(row["step"]) <= first_step]
+        else:
+            if args.overwrite or args.resume:
+                for name in RUN_FILES:
+                    path.with_name(name).unlink(missing_ok=True)
+            path.touch(exist_ok=False)
+        write_csv(path, LOG, rows)
+        file = open(path, "a", buffering=1, encoding="utf-8", newline="")  # each row at once
+    return csv.DictWriter(file, LOG, extrasaction="ignore", lineterminator="\n")
 
 
 def read_log(path):
@@ -558,21 +572,20 @@ def what_is_next(args, result, rows):
     if forgotten > 1:
         yield f"--lr {args.lr / 3:.1g}: a lower rate forgets less than {forgotten:.1f} nats"
 
-    # Which way did the held-out figure go in the last quarter of the run?
-    sign = -1 if result["metric_name"] == "loss" else 1
-    evaluated = [row for row in rows if row["metric"] and int(row["step"]) < args.steps]
-    earlier = [row for row in evaluated if int(row["step"]) <= 0.75 * args.steps][-1]
-    late = sign * (result["metric_after"] - float(earlier["metric"]))
-    whole = sign * (result["metric_after"] - result["metric_before"])
-    if late > 0.05 * abs(whole) > 0:
+    # The last quarter of the run: did the held-out figure still improve?
+    improvement = 1 if result["metric_name"] == "exact match" else -1
+    evaluated = [row for row in rows if row["metric"] and int(row["step"]) <= 0.75 * args.steps]
+    late = improvement * (result["metric_after"] - float(evaluated[-1]["metric"]))
+    in_all = abs(result["metric_after"] - result["metric_before"])
+    if late > 0.05 * in_all:
         yield f"--steps {2 * args.steps}: this run was still learning"
-    if sign == -1 and late < 0:
-        yield f"fewer --steps or a lower --lr: the held-out loss rose after step {earlier['step']}"
+    if late < -0.05 * in_all:
+        yield f"fewer --steps or a lower --lr: {result['metric_name']} was better earlier"
 
 
 def main():
     if os.environ.get("RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+        sys.stdout = open(os.devnull, "w")  # the first process prints for all
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character: print "?"
     train(parse_args())
 

@@ -80,8 +80,8 @@ RULES = {  # name: B's learning rate over A's at width n, and what is preconditi
 
 def precondition(for_A, for_B, A, B, damping=1e-12):
     """(BᵀB + δI)⁻¹ · for_A and for_B · (AAᵀ + δI)⁻¹."""
-    inverse_A, inverse_B = lora.damped_inverses(torch.stack([B.T @ B, A @ A.T]), damping)
-    return inverse_A @ for_A, for_B @ inverse_B
+    for_A = lora.damped_inverse(B.T @ B, damping) @ for_A
+    return for_A, for_B @ lora.damped_inverse(A @ A.T, damping)
 
 
 def feature_update(width, lr, ratio, preconditioned, seed):
