@@ -97,7 +97,7 @@ def check_not_tied(model, name):
     named = model.named_parameters(remove_duplicate=False)
     names = [other for other, p in named if p is parameter]
     if len(names) > 1:
-        raise ValueError(f"{' and '.join(names)} are tied: with PEFT, one alone would train in full")
+        raise ValueError(f"{' and '.join(names)} are tied: with PEFT only one would train in full")
 
 
 def whole_modules(model, endings):
@@ -159,8 +159,8 @@ def check_config(directory, config):
         raise InputError(f"{directory}: peft_type is {config.get('peft_type')!r}, allowed is LORA")
     start = config.get("init_lora_weights")
     if start not in PLAIN_STARTS:
-        raise InputError(f"{directory}: init_lora_weights is {start!r}, which also changes the base "
-                         f"model's weights; allowed are {PLAIN_STARTS[1:]}")
+        raise InputError(f"{directory}: init_lora_weights is {start!r}, which changes the base "
+                         f"model's weights too; allowed are {PLAIN_STARTS[1:]}")
     for field, value in config.items():
         unset = value in (None, False, [], {}, "none")
         if not unset and field not in READ + SEEN_IN_TENSORS + WITHOUT_EFFECT:
@@ -168,7 +168,7 @@ def check_config(directory, config):
 
 
 def scale_of(config, layer, rank):
-    """A layer's s. Its alpha is that of the first entry in alpha_pattern for the end of its name."""
+    """A layer's s. The first entry of alpha_pattern that fits the end of its name has its alpha."""
     alpha = config.get("lora_alpha", 8)
     for pattern, of_pattern in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):

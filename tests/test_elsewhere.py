@@ -127,7 +127,7 @@ def next_token_loss(model, ids):
     return model(ids, labels=ids).loss
 
 
-# ---- Hugging Face's models -------------------------------------------------------------------------
+# ---- Hugging Face's models -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -225,7 +225,7 @@ def test_outputs_and_gradients_are_pefts(rslora):
         torch.testing.assert_close(factor.grad, other.grad, **close)
 
 
-# ---- LoRA-GA and autocast --------------------------------------------------------------------------
+# ---- LoRA-GA and autocast ------------------------------------------------------------------------
 
 
 def test_a_state_dict_taken_after_lora_ga_loads_without_it():
@@ -287,7 +287,7 @@ def test_autocast_does_not_round_what_is_done_to_the_weights(change):
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
-# ---- torch.nn's models -----------------------------------------------------------------------------
+# ---- torch.nn's models ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reader, kernel, targets", [
@@ -353,7 +353,7 @@ def test_a_hook_on_the_frozen_layer_sees_that_layers_own_output():
         assert_near(y, own)
 
 
-# ---- What apply_lora takes, and what it refuses or warns of ----------------------------------------
+# ---- What apply_lora takes, and what it refuses or warns of --------------------------------------
 
 
 def test_one_string_is_one_name():
@@ -410,7 +410,7 @@ def test_a_linear_layer_that_computes_something_else_is_refused():
     assert not lora_layers(model) and model["plain"].weight.requires_grad
 
 
-# ---- After apply_lora ------------------------------------------------------------------------------
+# ---- After apply_lora ----------------------------------------------------------------------------
 
 
 def test_a_base_checkpoint_loads_into_an_adapted_model():

@@ -98,7 +98,7 @@ def edit_config(directory, **changes):
     path.write_text(json.dumps(config))
 
 
-# ---- To PEFT ---------------------------------------------------------------------------------------
+# ---- To PEFT -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start, rslora", [("lora", False), ("lora", True), ("lora_ga", True)])
@@ -211,7 +211,7 @@ def test_what_peft_cannot_hold_is_not_exported(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-# ---- From PEFT -------------------------------------------------------------------------------------
+# ---- From PEFT -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [
@@ -329,14 +329,14 @@ def test_a_folder_without_an_adapter_or_with_an_unknown_tensor_is_one_sentence(t
     torch.save({"base_model.model.transformer.h.0.x.lora_C": torch.ones(1)},
                tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"holds transformer.h.0.x.lora_C, which is not of a plain"):
+    with pytest.raises(InputError, match="holds transformer.h.0.x.lora_C, which is not of"):
         load_peft(our_gpt(), tmp_path)
     (tmp_path / "adapter_model.bin").unlink()
     with pytest.raises(InputError, match="adapter_model.bin"):
         load_peft(our_gpt(), tmp_path)
 
 
-# ---- Merged models ---------------------------------------------------------------------------------
+# ---- Merged models -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("targets", ["c_attn", "lm_head"])
@@ -357,7 +357,7 @@ def test_a_merged_checkpoint_has_the_models_shape(tmp_path):
     assert GPT.from_pretrained(tmp_path).config == our_gpt().config
 
 
-# ---- Finished runs ---------------------------------------------------------------------------------
+# ---- Finished runs -------------------------------------------------------------------------------
 
 
 @pytest.fixture

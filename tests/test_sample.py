@@ -57,6 +57,7 @@ def write_run(directory, model, method="lora", init_from="base"):
 
 
 def whole(model):
+    """The tensors of a model.pt, without the output layer, which is tied."""
     return {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
 
 
