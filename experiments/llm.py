@@ -2,8 +2,9 @@
 
     python -m experiments.llm                 runs what results/llm.csv lacks, then table and figure
     python -m experiments.llm --quick         a few steps of each method, in out/quick, two minutes
-    python -m experiments.llm --methods full  the runs of these methods only
+    python -m experiments.llm --only full     the runs of these methods only
     python -m experiments.llm --method lora --lr 1e-3 --seed 0       one run, the row of the CSV
+    python -m experiments.llm --costs         seconds a step and memory of each method
     python -m experiments.llm --peft          LoRA here and in Hugging Face's PEFT, step by step
     python -m experiments.llm --cosines       how well LoRA-GA's first step follows the gradient
 
@@ -60,10 +61,8 @@ VARIANTS = {
 FIGURED = list(VARIANTS)[:5]
 METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 BASE = "--method full --lr 0 --seed 0 --steps 0"  # the base model, as it is
-COLUMNS = ("flags", "loss", "loss_to_choose", "bleu", "docs", "trained", "seconds_per_step",
-           "memory_mib", "path")
-NUMBERS = ("bleu", "docs", "trained", "seconds_per_step", "memory_mib")
-
+COLUMNS = ("flags", "loss", "loss_to_choose", "bleu", "docs", "trained", "path")
+NUMBERS = ("bleu", "docs", "trained")
 
 # ==== All runs ====================================================================================
 
@@ -95,7 +94,7 @@ def best_rate(rows, variant, steps):
 
 def plan(args, rows):
     """The flags of all runs: the first seed's rates, then the other seeds with the best one."""
-    variants = [variant for variant in VARIANTS.values() if variant.method in args.methods]
+    variants = [variant for variant in VARIANTS.values() if variant.method in args.only]
     flags = [BASE]
     for i in range(max(len(variant.rates) for variant in variants)):
         for variant in variants:
@@ -162,7 +161,7 @@ def numbers_of(row):
 def best_table(rows, steps):
     """Each variant at its best rate, as a table in Markdown."""
     base = rows[BASE]
-    lines = [["none", "", base["loss"], base["bleu"], "0", "", "", ""]]
+    lines = [["none", "", base["loss"], base["bleu"], "0", ""]]
     for name, variant in VARIANTS.items():
         rates = compare.at_rates(results(rows, steps), name)
         if not rates:
@@ -172,11 +171,9 @@ def best_table(rows, steps):
         runs = rates[lr]
         lines.append([name, f"{lr:g}{edge}", compare.spread(runs, "learned", "{:.3f}"),
                       compare.spread(runs, "bleu", "{:.1f}"),
-                      compare.spread(runs, "forgotten", "{:.3f}"), f"{runs[0]['trained']:,.0f}",
-                      compare.spread(runs, "seconds_per_step", "{:.1f}"),
-                      compare.spread(runs, "memory_mib", "{:.0f}")])
-    return compare.markdown(["method", "lr", "loss, nats", "BLEU", "forgotten, nats", "trained",
-                             "s a step", "MiB"], lines)
+                      compare.spread(runs, "forgotten", "{:.3f}"), f"{runs[0]['trained']:,.0f}"])
+    return compare.markdown(["method", "lr", "loss, nats", "BLEU", "forgotten, nats", "trained"],
+                            lines)
 
 
 def level_table(rows, steps):
@@ -232,7 +229,48 @@ def report(rows, steps, figure_path):
     draw(rows, steps, figure_path)
 
 
-# ==== PEFT beside it, and LoRA-GA's first step ====================================================
+# ==== Costs: time, memory, PEFT beside it ========================================================
+
+
+def resident_mib(field):
+    """This process's memory in MiB: VmRSS is now, VmHWM the peak. NaN where there is no /proc."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return math.nan
+    [line] = [line for line in path.read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) / 1024
+
+
+def forget_peak():
+    """Makes VmHWM start again from VmRSS."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def measure_costs(args, base, task):
+    """Seconds a step and peak memory of each method, to results/llm_costs.csv.
+
+    The memory is what a run adds to the process: its copy of the model, optimizer, activations.
+    """
+    rows = []
+    for method in METHODS:
+        options = parse_args(["--method", method, "--seed", str(args.seed)])
+        forget_peak()
+        before = resident_mib("VmRSS")
+        model, optimizer = smollm.start(options, base, task)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        seconds = []
+        for step in range(10):
+            batch = smollm.draw_batch(task, args.seed, step)
+            started = time.perf_counter()
+            smollm.train_step(method, model, optimizer, rates, 1.0, batch)
+            seconds.append(time.perf_counter() - started)
+        rows.append({"method": method, "seconds_per_step": f"{statistics.median(seconds):.2f}",
+                     "peak_mib": round(resident_mib("VmHWM") - before)})
+        print(rows[-1], flush=True)
+        del model, optimizer
+    write_csv(RESULTS / "llm_costs.csv", list(rows[0]), rows)
 
 
 def start_peft(ours):
@@ -261,20 +299,25 @@ class Measured:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.95),
                                            weight_decay=0.0, fused=True)
-        self.losses, self.seconds, self.mib = [], [], []
+        self.losses = []
+        self.seconds = []
+        self.mib = []
 
     def step(self, scale, batch):
-        smollm.forget_peak()
-        before = smollm.resident_mib("VmRSS")
+        forget_peak()
+        before = resident_mib("VmRSS")
         started = time.perf_counter()
-        loss = smollm.train_step(self.model, self.optimizer, [self.lr], scale, batch, "lora")
+        loss = smollm.train_step("lora", self.model, self.optimizer, [self.lr], scale, batch)
         self.seconds.append(time.perf_counter() - started)
-        self.mib.append(smollm.resident_mib("VmHWM") - before)
+        self.mib.append(resident_mib("VmHWM") - before)
         self.losses.append(loss)
 
 
 def compare_peft(args, base, task):
-    """LoRA here and in PEFT from the same A, on the same batches, in turns -> prints the ratios."""
+    """LoRA here and in PEFT from the same A, on the same batches, in turns -> prints the ratios.
+
+    The memory is what a step adds to the model: activations and gradients.
+    """
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(args.seed)
         model = copy.deepcopy(base).to(dtype)
@@ -283,13 +326,16 @@ def compare_peft(args, base, task):
         for step in range(args.steps):
             scale = smollm.schedule(step, args.steps)
             for each in (ours, theirs):
-                each.step(scale, smollm.batch(task, args.seed, step))
+                each.step(scale, smollm.draw_batch(task, args.seed, step))
         difference = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses))
         print(f"{dtype}, {args.steps} steps: the losses differ by at most {difference:.1e}")
         for name in ("seconds", "mib"):
             here, there = (statistics.median(getattr(each, name)) for each in (ours, theirs))
             print(f"    {name} a step: {here:.2f} here, {there:.2f} in PEFT, ratio "
                   f"{here / there:.2f}", flush=True)
+
+
+# ==== LoRA-GA's first step ========================================================================
 
 
 def cosine(X, Y):
@@ -302,7 +348,7 @@ def compare_cosines(args, base, task):
     Median over the layers, for 4 batches of training rows. Writes results/llm_cosines.csv.
     """
     model = lora.apply_lora(copy.deepcopy(base), smollm.RANK, targets=smollm.TARGETS)
-    batches = [smollm.batch(task, args.seed, step) for step in range(smollm.GA_BATCHES)]
+    batches = [smollm.draw_batch(task, args.seed, step) for step in range(smollm.GA_BATCHES)]
     gradients = lora.summed_gradients(model, batches, smollm.loss_of)
     singular = {name: torch.linalg.svdvals(G) for name, G in gradients.items()}
     torch.manual_seed(args.seed)
@@ -329,10 +375,11 @@ def parse_args(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="two steps a run, one seed, one rate, in out/quick")
-    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
+    add("--only", nargs="+", choices=METHODS, default=METHODS, help="the runs of these methods")
     add("--every_rate", action="store_true", help="every seed tries every rate")
     add("--seeds", type=number(int, 1, SEEDS + 1), default=SEEDS, help="number of seeds")
     add("--stored", action="store_true", help="table and figure from the rows that are there")
+    add("--costs", action="store_true", help="measure seconds a step and memory")
     add("--peft", action="store_true", help="compare LoRA with PEFT's, step by step")
     add("--cosines", action="store_true", help="LoRA-GA's first step beside the gradient")
     add("--method", choices=METHODS, help="one run of this method; prints its row")
@@ -353,9 +400,11 @@ def main():
         table_path, figure_path = Path("out/quick/llm.csv"), Path("out/quick/llm.svg")
     else:
         table_path, figure_path = RESULTS / "llm.csv", FIGURES / "llm.svg"
-    if args.peft or args.cosines or args.method:
+    if args.costs or args.peft or args.cosines or args.method:
         base, tokenizer = smollm.load_base()
         task = smollm.load_task(tokenizer, args.quick)
+        if args.costs:
+            measure_costs(args, base, task)
         if args.peft:
             compare_peft(args, base, task)
         if args.cosines:

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import math
 import statistics
-import time
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -145,7 +144,7 @@ def collate(rows, end):
     return ids, targets
 
 
-def batch(task, seed, step):
+def draw_batch(task, seed, step):
     """The batch of a step, rows of about one length: a pure function of (seed, step)."""
     generator = np.random.default_rng((seed, step))
     drawn = [task.train[i] for i in generator.integers(len(task.train), size=4 * BATCH)]
@@ -180,9 +179,8 @@ def rows_loss(model, rows, end):
 @torch.no_grad()
 def docs_loss(model, windows):
     """Loss on the docs prose, nats per token."""
-    losses = [loss_of(model, (group[:, :-1], group[:, 1:])) for group in windows.split(4)]
-    sizes = [len(group) for group in windows.split(4)]
-    return sum(loss.item() * size for loss, size in zip(losses, sizes)) / len(windows)
+    losses = [loss_of(model, (window[:, :-1], window[:, 1:])) for window in windows.split(1)]
+    return statistics.mean(loss.item() for loss in losses)
 
 
 @torch.no_grad()
@@ -211,22 +209,6 @@ def bleu(texts, references):
 
     streams = [list(stream) for stream in zip_longest(*references)]
     return sacrebleu.corpus_bleu(texts, streams, lowercase=True).score
-
-
-def resident_mib(field):
-    """This process's memory in MiB: VmRSS now, VmHWM at most. NaN where there is no /proc."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return math.nan
-    [line] = [line for line in path.read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) / 1024
-
-
-def forget_peak():
-    """Makes VmHWM start again from VmRSS."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
 
 
 # ==== One run =====================================================================================
@@ -266,7 +248,7 @@ def schedule(step, steps):
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def train_step(model, optimizer, rates, scale, batch, method):
+def train_step(method, model, optimizer, rates, scale, batch):
     """One optimizer step, clipped at norm 1 -> the loss before it."""
     with precision(method):
         loss = loss_of(model, batch)
@@ -280,45 +262,44 @@ def train_step(model, optimizer, rates, scale, batch, method):
     return loss.item()
 
 
-def run(args, base, tokenizer, task):
-    """One run -> its row of the CSV, without the flags. `args` are those of experiments.llm."""
+def start(args, base, task):
+    """A model and its optimizer at the start of a run."""
     torch.manual_seed(args.seed)
-    forget_peak()
-    memory_before = resident_mib("VmRSS")
     model = build_model(args.method, base)
     if args.method == "loraga":
-        batches = [batch(task, args.seed, args.steps + i) for i in range(GA_BATCHES)]
+        # Batches that the run does not train on
+        batches = [draw_batch(task, args.seed, args.steps + i) for i in range(GA_BATCHES)]
         lora.lora_ga_init(model, batches, loss_of)
-    optimizer = build_optimizer(args, model)
+    return model, build_optimizer(args, model)
+
+
+def run(args, base, tokenizer, task):
+    """One run -> its row of the CSV, without the flags. `args` are those of experiments.llm."""
+    model, optimizer = start(args, base, task)
     rates = [group["lr"] for group in optimizer.param_groups]
-    path, seconds = [], []
-
-    def look(step):
-        with precision(args.method):
-            loss = rows_loss(model, task.reported, task.end)
-            docs = docs_loss(model, task.windows)
-        path.append(f"{step}:{loss:.4f}:{docs:.4f}")
-        return loss, docs
-
-    row = {"trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    row = {"trained": trained, "path": ""}
     for step in range(args.steps):
         if step == args.steps // 2:
-            look(step)
-        started = time.perf_counter()
-        loss = train_step(model, optimizer, rates, schedule(step, args.steps),
-                          batch(task, args.seed, step), args.method)
-        seconds.append(time.perf_counter() - started)
+            row["path"] = evaluate(args.method, model, task, step)["path"] + " "
+        batch = draw_batch(task, args.seed, step)
+        scale = schedule(step, args.steps)
+        loss = train_step(args.method, model, optimizer, rates, scale, batch)
         if not math.isfinite(loss):
-            return {**row, "loss": "diverged", "path": " ".join(path)}
-    row["memory_mib"] = round(resident_mib("VmHWM") - memory_before)
-    row["seconds_per_step"] = f"{statistics.median(seconds or [0]):.2f}"
-    loss, docs = look(args.steps)
+            return {**row, "loss": "diverged"}
+
+    row_at_end = evaluate(args.method, model, task, args.steps)
+    row_at_end["path"] = row["path"] + row_at_end["path"]
     with precision(args.method):
-        chosen_by = rows_loss(model, task.choosing, task.end)
+        choosing = rows_loss(model, task.choosing, task.end)
         texts = answers(model, tokenizer, task.prompts, task.end)
-    row["loss"] = f"{loss:.4f}"
-    row["loss_to_choose"] = f"{chosen_by:.4f}"
-    row["bleu"] = f"{bleu(texts, task.references):.2f}"
-    row["docs"] = f"{docs:.4f}"
-    row["path"] = " ".join(path)
-    return row
+    return {**row, **row_at_end, "loss_to_choose": f"{choosing:.4f}",
+            "bleu": f"{bleu(texts, task.references):.2f}"}
+
+
+def evaluate(method, model, task, step):
+    """The losses as columns of the CSV. A point of the path is step:loss:docs."""
+    with precision(method):
+        loss = rows_loss(model, task.reported, task.end)
+        docs = docs_loss(model, task.windows)
+    return {"loss": f"{loss:.4f}", "docs": f"{docs:.4f}", "path": f"{step}:{loss:.4f}:{docs:.4f}"}

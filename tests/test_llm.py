@@ -95,10 +95,10 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch():
 
 
 def test_a_batch_is_a_function_of_seed_and_step(task):
-    ids, targets = smollm.batch(task, 3, 5)
-    again, _ = smollm.batch(task, 3, 5)
+    ids, targets = smollm.draw_batch(task, 3, 5)
+    again, _ = smollm.draw_batch(task, 3, 5)
     assert torch.equal(ids, again) and len(ids) == smollm.BATCH
-    for other in (smollm.batch(task, 3, 6), smollm.batch(task, 4, 5)):
+    for other in (smollm.draw_batch(task, 3, 6), smollm.draw_batch(task, 4, 5)):
         assert not torch.equal(ids, other[0])
 
 
@@ -172,6 +172,6 @@ def test_peft_starts_where_lora_starts_and_goes_the_same_way(task):
     theirs = llm.Measured(llm.start_peft(ours.model), lr=1e-2)
     for step in range(8):
         for each in (ours, theirs):
-            each.step(1.0, smollm.batch(task, 0, step))
+            each.step(1.0, smollm.draw_batch(task, 0, step))
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
     assert ours.losses[-1] < ours.losses[0] - 0.05
