@@ -57,9 +57,12 @@ class LoRALinear(nn.Module):
         self.register_load_state_dict_pre_hook(load_base_weight)
         self.train(linear.training)  # a new module is in training mode
 
+    @torch.no_grad()
     def reset_parameters(self):
         """A random as in the authors' code (their paper has a Gaussian), B zero, so that BA = 0."""
-        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)  # U(−1/√d_in, 1/√d_in)
+        A = torch.empty_like(whole(self.lora_A))  # drawn whole also where FSDP2 has split it
+        nn.init.kaiming_uniform_(A, a=5**0.5)  # U(−1/√d_in, 1/√d_in)
+        self.lora_A.copy_(sharded_like(self.lora_A, A))
         for zero in (self.lora_B, self.lora_A0, self.lora_B0):
             nn.init.zeros_(zero)
 
@@ -90,8 +93,9 @@ class LoRALinear(nn.Module):
 
     def delta(self):
         """What the adapter adds to the original weight, s·(BA − B0A0), (d_out, d_in)."""
-        with no_autocast(self.lora_A):
-            return self.scale * (self.lora_B @ self.lora_A - self.lora_B0 @ self.lora_A0)
+        A, B = whole(self.lora_A), whole(self.lora_B)
+        with no_autocast(A):
+            return self.scale * (B @ A - self.lora_B0 @ self.lora_A0)
 
     @property
     def merged(self):
@@ -186,7 +190,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
         −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
 
-    batches, loss_fn  an iterable, and loss_fn(model, batch) -> a scalar tensor
+    batches, loss_fn  an iterable, the same in every process, and loss_fn(model, batch) -> a scalar
     gamma             the larger, the smaller the factors
     A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, and leaves the
     model as it was: no LoRA layer, 2r > min(d_in, d_out), an adapter that has been trained, started

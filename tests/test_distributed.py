@@ -102,8 +102,7 @@ def from_meta_device(rank):
     shard(model)
     model.to_empty(device="cpu")
 
-    # On CPUs each process draws its rows of A from its own generator: equal seeds, equal rows.
-    torch.manual_seed(rank)
+    torch.manual_seed(0)
     for layer in lora_layers(model).values():
         layer.reset_parameters()
 
@@ -136,6 +135,8 @@ def work(rank, folder):
         except ValueError as error:
             results[name] = str(error)
 
+    layer = lora_layers(shard(adapted_model("loraga")))["transformer.h.0.attn.c_attn"]
+    results["delta"] = layer.delta().detach()
     results["start"], results["end"] = from_meta_device(rank)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -174,6 +175,13 @@ def test_two_processes_train_the_adapter_that_one_process_trains(results, engine
 def test_after_fully_shard_one_sentence_says_what_to_do(results, name):
     for result in results:
         assert result[name].endswith("is sharded: do this before fully_shard")
+
+
+def test_delta_of_a_sharded_layer_is_whole(results):
+    """Right after LoRA-GA's start nothing has been added, and both factors are large."""
+    for result in results:
+        assert type(result["delta"]) is torch.Tensor
+        torch.testing.assert_close(result["delta"], torch.zeros(48, 16).double())
 
 
 def test_from_the_meta_device_a_sharded_model_starts_trains_and_saves(results):
