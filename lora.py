@@ -34,6 +34,8 @@ class LoRALinear(nn.Module):
     Raises ValueError for a rank that does not fit, or a layer that is not a plain nn.Linear.
     """
 
+    __jit_unused_properties__ = ["weight", "bias"]  # torch.jit.script cannot compile them
+
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
         super().__init__()
         check_linear(linear, rank, "the layer")

@@ -200,7 +200,7 @@ def eval_mode(model):
             module.training = mode
 
 
-# ---- Checkpoints -----------------------------------------------------------------------------------
+# ==== Checkpoints =================================================================================
 
 
 def find_checkpoint(name_or_path):
@@ -248,7 +248,7 @@ def read_tensors(path):
             raise ValueError(f"{path} is damaged: {error}")
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         raise ValueError(f"{path} is damaged or not a checkpoint")
 
 

@@ -32,7 +32,7 @@ def test_the_program_runs_as_printed(tmp_path, monkeypatch):
 
 def test_links_name_functions_that_are_there():
     links = re.findall(r"\[`(\w+)`\]\((\w+\.py)\)", README)
-    assert len(links) >= 8
+    assert len(links) >= 5
     for name, file in links:
         source = (ROOT / file).read_text(encoding="utf-8")
         assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
