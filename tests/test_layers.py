@@ -129,7 +129,9 @@ def test_a_layer_works_alone_and_freezes_what_it_wraps():
     layer = LoRALinear(nn.Linear(10, 12).double(), rank=1)
     assert torch.equal(layer(data()), layer.linear(data()))
     assert trained_names(layer) == {"lora_A", "lora_B"}
-    optimizer = torch.optim.SGD(lora_plus_groups(layer, lr=0.01, ratio=4))
+    groups = lora_plus_groups(layer, lr=0.01, ratio=4)
+    assert len(groups) == 2
+    optimizer = torch.optim.SGD(groups)
     for _ in range(2):
         loss_fn(layer, data()).backward()
         optimizer.step()
