@@ -413,8 +413,8 @@ def verdicts(sizes, scales, widths, toy, alignment, samples, conditioning, netwo
 
 
 def table_of(found):
-    rows = [f"| {claim} | {result} | {WORDS[holds]} |" for claim, result, holds in found]
-    return "\n".join(["| claim | result | verdict |", "|---|---|---|", *rows])
+    rows = [f"| {claim} | {result} |" for claim, result, _ in found]
+    return "\n".join(["| claim | result |", "|---|---|", *rows])
 
 
 def main():
@@ -429,7 +429,8 @@ def main():
         write_csv(RESULTS / f"{table.__name__}.csv", list(rows[0]), rows)
         print(f"{table.__name__}: {time.process_time() - began:.0f} s of CPU time", flush=True)
     found = list(verdicts(**tables))
-    print(f"\n{table_of(found)}")
+    for claim, result, holds in found:
+        print(f"\n{claim}: {WORDS[holds]}\n    {result}")
     put("claims", table_of(found))
     changed = [claim for claim, _, holds in found if holds != EXPECTED.get(claim, True)]
     if changed:

@@ -181,15 +181,15 @@ def forgotten_at(results, level):
     return statistics.median(rises)
 
 
-def at_level(rates, level):
+def at_level(rates, level, with_rate=True):
     """A cell: what was forgotten at a level, at the rate that forgot least by then."""
     rises = {lr: forgotten_at(results, level) for lr, results in rates.items()}
     lr = min(rises, key=rises.get)
     if rises[lr] == math.inf:
         return "–"
     seeds, most = len(rates[lr]), max(map(len, rates.values()))
-    few = f", {seeds} of {most} seeds" if seeds < most else ""
-    return f"{rises[lr]:.2f} (lr {lr:g}{few})"
+    notes = [f"lr {lr:g}"] * with_rate + [f"{seeds} of {most} seeds"] * (seeds < most)
+    return f"{rises[lr]:.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 # ==== Tables ======================================================================================

@@ -108,23 +108,20 @@ def frozen_table(found):
 
 CODE_900 = "--steps 900 --eval_interval 150 --batch_size 8"
 longer = {
-    "math: full, 1000 steps": Variant("full", (1.5e-3, 3e-3, 6e-3)),
     "math: full, 3000 steps": Variant("full", (7.5e-4, 1.5e-3), "--steps 3000",
                                       always=(7.5e-4, 1.5e-3)),
-    "math: LoRA, 1000 steps": Variant("lora", (2.5e-3, 5e-3, 1e-2)),
     "math: LoRA, 3000 steps": Variant("lora", (2.5e-3,), "--steps 3000"),
-    "code: full, 300 steps": Variant("full", (3.75e-4, 7.5e-4, 1.5e-3, 3e-3), ON_CODE,
-                                     data="code"),
     "code: full, 900 steps": Variant("full", (7.5e-4,), CODE_900, data="code"),
-    "code: LoRA, 300 steps": Variant("lora", (5e-3, 1e-2, 2e-2), ON_CODE, data="code"),
     "code: LoRA, 900 steps": Variant("lora", (5e-3,), CODE_900, data="code"),
 }
 
 
 def longer_table(found):
-    return "\n\n".join(question.at_best(found, [name.partition(": ")[2] for name in longer
-                                                if name.startswith(data)], data, f"{data}: ")
-                       for data in ("math", "code"))
+    rows = []
+    for name in longer:
+        lr, results = question.best(compare.at_rates(found, name))
+        rows.append([name, lr, question.short(results), question.short(results, "forgotten")])
+    return compare.markdown(["run", "lr", "exact match, % / loss", "forgotten"], rows)
 
 
 # More rates for the longer runs on code.
@@ -142,8 +139,7 @@ def longer_on_code_table(found):
 
 # ==== Does LoRA regularise more than weight decay and dropout? ====================================
 
-regularisation = {"LoRA": Variant("lora", (5e-3,)), "full": Variant("full", (3e-3,))}
-regularisation |= {f"full, weight decay {decay}": Variant("full", (3e-3,),
+regularisation = {f"full, weight decay {decay}": Variant("full", (3e-3,),
                                                           f"--weight_decay {decay}")
                    for decay in ("0.1", "1")}
 regularisation |= {f"full, dropout {share}": Variant("full", (3e-3,), f"--model_dropout {share}")
@@ -268,15 +264,22 @@ def measure_diversity(runs):
 
 
 def diversity_table(rows):
-    table = []
-    for (method, seed), mine in question.groups(rows, "method", "seed").items():
+    """A row a model: the median and the range of its seeds."""
+    measured = {}
+    for (method, _), mine in question.groups(rows, "method", "seed").items():
         wrong, pairs, alike, different = (sum(int(row[name]) for row in mine)
                                           for name in ("wrong", "pairs", "alike", "different"))
-        differ = f"{100 * (1 - alike / pairs):.0f}" if pairs else "–"
-        table.append([NAMES.get(method, method), seed,
-                      f"{100 * (1 - wrong / (ANSWERS * len(mine))):.1f}",
-                      f"{different / len(mine):.1f}", differ])
-    return compare.markdown(["model", "seed", "right, %", "different answers of 50",
+        right, differ = 1 - wrong / (ANSWERS * len(mine)), 1 - alike / pairs if pairs else None
+        measured.setdefault(method, []).append((right, different / len(mine), differ))
+    table = []
+    for method, seeds in measured.items():
+        right, different, differ = zip(*seeds)
+        differ = [share for share in differ if share is not None]  # None: fewer than two are wrong
+        table.append([NAMES.get(method, method),
+                      question.spread([100 * share for share in right], "{:.1f}"),
+                      question.spread(different, "{:.1f}"),
+                      question.spread([100 * share for share in differ], "{:.0f}")])
+    return compare.markdown(["model", "right, %", "different answers of 50",
                              "two wrong ones differ, %"], table)
 
 

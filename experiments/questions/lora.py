@@ -27,7 +27,7 @@ def rank_table(found):
         for data, level in LEVELS.items():
             rates = compare.at_rates(found, f"{data}: {rank}")
             lr, results = question.best(rates)
-            row += [lr, question.short(results), compare.at_level(rates, level)]
+            row += [lr, question.short(results), compare.at_level(rates, level, with_rate=False)]
         rows.append(row)
     return compare.markdown(
         ["rank", "math: lr", "exact match, %", "forgotten at 90 %", "code: lr", "loss",
@@ -130,7 +130,8 @@ def subspace_table(rows):
     def cell(measure, case, k, form):
         return question.spread([float(row["value"]) for row in found[measure, case, str(k)]], form)
 
-    cases = dict.fromkeys(row["case"] for row in rows if row["measure"] == "φ")
+    cases = ("in r 8, another seed", "in 8 random directions", "in r 64, another seed",
+             "in 64 random directions")
     shared = [[case, *(cell("φ", case, k, "{:.2f}") for k in (1, 8))] for case in cases]
     amplified = [[case, cell("amplification", case, k, "{:.1f}")]
                  for measure, case, k in found if measure == "amplification"]

@@ -15,7 +15,7 @@ ratios |= {str(ratio): Variant("loraplus", rates, flag("lr_ratio", ratio, 16), a
 
 
 def ratio_table(found):
-    return question.at_best(found, ratios, "ratio η_B/η_A", level=0.9)
+    return question.at_best(found, ratios, "ratio η_B/η_A")
 
 
 def draw_ratios(found):

@@ -41,15 +41,15 @@ betas = {
 def betas_table(found):
     """At the best rate: learned for forgotten; then what was forgotten at 90 %."""
     def at_the_best(tried):
-        lr, results = question.best(tried)
-        return f"{question.short(results)} for {compare.median(results, 'forgotten'):.2f}, lr {lr}"
+        results = tried[compare.best_rate(tried)]
+        return f"{question.short(results)} for {compare.median(results, 'forgotten'):.2f}"
 
     def rows(cell):
         return [[name, *(cell(compare.at_rates(found, f"{name}, {pair}")) for pair in PAIRS)]
                 for name in NAMES.values()]
 
     first = compare.markdown(["exact match, %, for nats forgotten", *PAIRS], rows(at_the_best))
-    level = functools.partial(compare.at_level, level=0.9)
+    level = functools.partial(compare.at_level, level=0.9, with_rate=False)
     second = compare.markdown(["forgotten at 90 %", *PAIRS], rows(level))
     return f"{first}\n\n{second}"
 
@@ -70,7 +70,8 @@ toggles = {
 
 
 def toggle_table(found):
-    return question.at_best(found, toggles, "method")
+    together = [name for name in toggles if name not in NAMES.values()]  # `tradeoff` has those
+    return question.at_best(found, together, "together")
 
 
 # ==== Do PEFT's versions end where these do? ======================================================
@@ -88,7 +89,8 @@ peft["preconditioned, here, δ 0.01"] = Variant("riemannian", (RATE["riemannian"
 
 
 def peft_table(found):
-    return question.at_best(found, peft, "method")
+    other = [name for name in peft if not name.endswith(", here")]  # `tradeoff` has those
+    return question.at_best(found, other, "method")
 
 
 # ==== Eleven related systems, as the solutions of the exercises build them ========================

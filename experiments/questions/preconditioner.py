@@ -9,6 +9,7 @@ from experiments.question import Question, Variant
 RATES = {"sgd": (0.03, 0.1, 0.3, 1, 3, 10, 30), "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)}
 CASES = [(optimizer, rank) for optimizer in RATES for rank in (1, 8)]
 METHODS = {"lora": "plain", "riemannian": "preconditioned"}
+TITLES = {"sgd": "gradient descent", "adamw": "AdamW"}
 NEAR = 1.25  # a rate is usable if its loss is at most so many times the best
 robustness = {
     f"{optimizer}, r {rank}, {name}": Variant(
@@ -60,8 +61,8 @@ def draw_robustness(found):
             losses = [statistics.median(min(result["loss"], 4) for result in results)
                       for results in rates.values()]
             panel.plot(list(rates), losses, color=color, linestyle=line, marker=marker, label=name)
-        panel.set(xscale="log", ylim=(0, 4.1), xlabel="learning rate",
-                  title=f"{optimizer}, rank {rank}")
+        panel.set(xscale="log", ylim=(0.5, 4.1), xlabel="learning rate",
+                  title=f"{TITLES[optimizer]}, rank {rank}")
     panels[0].set_ylabel("loss after 200 steps (4: or more)")
     plot.name_lines(figure, panels[0])
     return figure
@@ -89,8 +90,24 @@ def memory_table(found):
     return question.at_best(found, memory, "variant")
 
 
+# ==== Does preconditioning Adam's step in the gradient's place cure that? =========================
+
+# The proof of theorem 4.1 does so. At B = 0 and a small δ the first step of A is then huge, at any
+# learning rate, so that larger δ are tried too.
+STEPS = "experiments.variant --optimizer preconditioned-steps"
+adam_steps = {
+    "δ 1e-6": Variant("riemannian", (3e-4, 1e-3, 5e-3), LONG, STEPS),
+    "δ 0.01": Variant("riemannian", (1e-3, 5e-3, 1e-2), f"{LONG} --damping 0.01", STEPS),
+}
+
+
+def adam_steps_table(found):
+    return question.at_best(found, adam_steps, "Adam's step preconditioned, β₂ 0.999")
+
+
 QUESTIONS = (
     Question("robustness", robustness, robustness_table, every_rate=True, metric="loss",
              draw=draw_robustness),
     Question("memory", memory, memory_table),
+    Question("adam_steps", adam_steps, adam_steps_table),
 )
