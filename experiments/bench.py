@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import lora
 from data.files import number
@@ -77,10 +76,6 @@ def batch_of(case):
 
 def trained(model):
     return [p for p in model.parameters() if p.requires_grad]
-
-
-def total(parameters):
-    return sum(p.numel() for p in parameters)
 
 
 def stepper(case):
@@ -169,20 +164,7 @@ def steps(args):
     """A training step (forward, backward, AdamW), all linear layers adapted"""
     for cells, case in cases(args, args.shapes, args.dtypes, args.ranks):
         work = {method: stepper(replace(case, method=method)) for method in METHODS}
-        ms = in_turn(work, args.rounds)
-        flops = count_flops(case)
-        bound = flops / count_flops(replace(case, method="full"))
-        speed = {"its FLOP bound": bound, "GFLOP/s": flops / ms["LoRA"] / 1e6}
-        yield cells | compared(ms, "ms") | speed
-
-
-def count_flops(case):
-    """Floating-point operations of a forward and backward pass, on tensors without content."""
-    case = replace(case, device="meta", dtype="float32")
-    model = build(case)
-    with FlopCounterMode(display=False) as counter:
-        model(*batch_of(case))[1].backward()
-    return counter.get_total_flops()
+        yield cells | compared(in_turn(work, args.rounds), "ms")
 
 
 def memory(args):
@@ -226,32 +208,27 @@ def merged(args):
 
 
 def loraga(args):
-    """LoRA-GA's initialisation from one batch beside a forward and backward, and its peak memory
-    with two batches beside a LoRA step's, float32"""
+    """LoRA-GA's start from one batch, beside a forward and backward pass, float32"""
     for cells, case in cases(args, args.shapes, ["float32"], args.ranks[:1]):
-        work = {"init": ga_start(case, 1), "pass": backward_pass(replace(case, method="full"))}
-        ms = in_turn(work, args.rounds)
-        peaks = {"init": peak_memory(ga_start, case, 2), "step": peak_memory(two_steps, case)}
-        yield cells | compared(ms, "ms") | compared(peaks, "MB")
+        work = {"start": ga_start(case), "pass": backward_pass(replace(case, method="full"))}
+        yield cells | compared(in_turn(work, args.rounds), "ms")
 
 
-def ga_start(case, batches):
-    """A function that initialises a model with LoRA-GA."""
+def ga_start(case):
+    """A function that gives a model LoRA-GA's start, also if it has had it."""
     model, batch = build(case), batch_of(case)
-    return lambda: initialise(model, [batch] * batches)
+
+    def start():
+        for layer in lora.lora_layers(model).values():
+            torch.nn.init.zeros_(layer.lora_B)
+        lora.lora_ga_init(model, [batch], lambda model, batch: model(*batch)[1])
+    return start
 
 
 def backward_pass(case):
     """A function that makes the gradients of all weights."""
     model, batch = build(case), batch_of(case)
     return lambda: model(*batch)[1].backward()
-
-
-def initialise(model, batches):
-    """LoRA-GA's start, also of a model that has had it."""
-    for layer in lora.lora_layers(model).values():
-        torch.nn.init.zeros_(layer.lora_B)
-    lora.lora_ga_init(model, batches, lambda model, batch: model(*batch)[1])
 
 
 TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "merged": merged,

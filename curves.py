@@ -1,2 +1,0 @@
-"""The former name of experiments/plot.py."""
-from experiments.plot import *  # noqa: F401, F403
