@@ -9,13 +9,22 @@ import pytest
 import torch
 
 import train
+from experiments import plot
 
 ROOT = Path(__file__).parent.parent
-# Three runs, so that torch is imported once in each process.
+# Three runs in each process, so that torch is imported once. They share one process group, which a
+# process cannot join twice.
 RUNS = """
-import sys, train
+import sys
+import torch.distributed as dist
+import train
+from experiments import plot
+plot.draw = lambda runs, path: None
+leave_the_group = dist.destroy_process_group
+dist.destroy_process_group = lambda: None
 for flags in sys.argv[1:]:
     train.train(train.parse_args(flags.split()))
+leave_the_group()
 """
 
 
@@ -36,6 +45,7 @@ def losses(directory):
 def test_two_processes_make_the_losses_of_one_and_go_on_with_its_run(
         tiny_base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plot, "draw", lambda runs, path: None)  # it takes a second
     shared = (f"--init_from {tiny_base} --steps 4 --eval_interval 2 --batch_size 8 --grad_accum 2 "
               "--warmup 2 --block_size 32 --device cpu --out_dir ")
     # Prompts and completions of different lengths: the micro-batches have different weights.
@@ -67,5 +77,7 @@ def test_two_processes_make_the_losses_of_one_and_go_on_with_its_run(
     # LoRA-GA starts in the same place.
     states = [torch.load(f"loraga-{count}/ckpt.pt", weights_only=True)["model"]
               for count in ("one", "two")]
-    for name in states[0]:
-        torch.testing.assert_close(states[1][name], states[0][name], rtol=0, atol=1e-4)
+    for name in [name for name in states[0] if name.endswith(("lora_A0", "lora_B0"))]:
+        largest = states[0][name].abs().max().item()
+        assert largest > 0
+        torch.testing.assert_close(states[1][name], states[0][name], rtol=0, atol=1e-4 * largest)
