@@ -334,17 +334,18 @@ def column(rows, name, **where):
     return [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
 
 
-def numbers(values):
-    return " ".join(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)
-
-
 def slope(shares):
     """Of log share over log width, between the least width and the largest."""
     return math.log(shares[-1] / shares[0]) / math.log(WIDTHS[-1] / WIDTHS[0])
 
 
 def with_slope(shares):
-    return f"{numbers(shares)}, about n^{round(slope(shares), 2) + 0.0:.2f}"
+    return f"{shares[0]:.2f} to {shares[-1]:.2f}, n^{round(slope(shares), 2) + 0.0:.2f}"
+
+
+def least_to_most(counts):
+    return f"{min(counts):.0f}" if min(counts) == max(counts) else \
+        f"{min(counts):.0f} to {max(counts):.0f}"
 
 
 def only_plain_slows_down(plain, scaled):
@@ -352,27 +353,28 @@ def only_plain_slows_down(plain, scaled):
     return scaled[-1] <= 1.2 * min(scaled) and plain[-1] > 10 * plain[0]
 
 
-def verdicts(sizes, scales, widths, toy, alignment, samples, conditioning, network):
-    """(claim, its numbers, verdict) from the rows of the tables."""
+def of_lora(sizes, scales):
     [size] = sizes
     yield ("LoRA trains 10,000 times fewer parameters",
-           f"GPT-3's shape, rank 4 in query and value: {size['ratio']} times",
+           f"GPT-3's shape, rank 4 in query and value: {size['ratio']:,.0f} times",
            size["ratio"] > 9000)
     apart = max(float(row["difference"]) for row in scales)
     yield ("s, A's start and the two rates can be traded for each other",
            f"difference {apart:.0e} after 50 steps of Adam", apart < 1e-10)
 
+
+def of_lora_plus(widths, toy):
     shared, constant, linear, gradient, step = (column(widths, "share_of_B", rule=rule)
                                                 for rule in RULES)
     yield ("with one rate B's part of the update vanishes as the width grows",
-           f"{with_slope(shared)} at n = {numbers(WIDTHS)}", shared[-1] < shared[0] / 4)
+           f"{with_slope(shared)}, for n = 64 to 4096", shared[-1] < shared[0] / 4)
     yield ("a constant ratio delays that and does not prevent it", with_slope(constant),
            constant[-1] < constant[0] / 2 and constant[-1] > 2 * shared[-1])
     yield ("a ratio in proportion to n prevents it", with_slope(linear),
            max(linear) < 1.5 * min(linear))
     by_step, by_gradient = abs(slope(step)) < 0.1, abs(slope(gradient)) < 0.1
     yield ("one rate is stable at every width, preconditioned",
-           f"Adam's step preconditioned {with_slope(step)}; the gradient preconditioned "
+           f"with Adam's step preconditioned {with_slope(step)}; with the gradient "
            f"{with_slope(gradient)}", by_step if by_step == by_gradient else None)
     pairs = [min(losses, key=losses.get)
              for losses in (mean_losses(toy, step) for step in TOY_STEPS)]
@@ -380,36 +382,49 @@ def verdicts(sizes, scales, widths, toy, alignment, samples, conditioning, netwo
     yield ("in the toy the best pair has η_B ≫ η_A",
            f"η_B/η_A {ratios[0]:.0f} after 10 steps, {ratios[1]:.0f} after 200", min(ratios) > 10)
 
+
+def of_lora_ga(alignment, samples):
     plain, ga, best = (column(alignment, "cosine", start=start)
                        for start in ("LoRA", "LoRA-GA", "best possible"))
+    apart = max(abs(a - b) for a, b in zip(ga, best))
     yield ("LoRA-GA's first step is the best of rank 2r",
-           f"cosine {numbers(ga)}, best {numbers(best)}, LoRA {numbers(plain)} at r = "
-           f"{numbers(RANKS)}", all(abs(a - b) < 1e-3 for a, b in zip(ga, best)))
+           f"cosine {ga[0]:.2f} at r = 1 (LoRA {plain[0]:.2f}), {ga[3]:.2f} at 8 ({plain[3]:.2f}); "
+           f"differs from the best by {apart:.0e}", apart < 1e-3)
     shares, questions = column(samples, "share"), column(samples, "questions")
     yield ("a few samples give nearly the same first step",
-           f"{numbers(shares)} of the best cosine from {numbers(questions)} questions",
-           shares[1] > 0.9)
+           f"{shares[0]:.3f} of the best cosine from {questions[0]:.0f} questions, "
+           f"{shares[-1]:.4f} from {questions[-1]:.0f}", shares[1] > 0.9)
 
+
+def of_the_preconditioner(conditioning, network):
     def counts(rows, **where):
         return [column(rows, name, **where) for name in ("plain", "preconditioned")]
 
     plain, scaled = counts(conditioning, case="near start")
     yield ("preconditioned descent does not slow down with the condition number",
-           f"steps {numbers(scaled)}, plain {numbers(plain)} at κ = "
-           f"{numbers(CONDITIONS + LARGER_CONDITIONS)}", only_plain_slows_down(plain, scaled))
+           f"{least_to_most(scaled)} steps for κ = 1 to 1000, plain {least_to_most(plain)}",
+           only_plain_slows_down(plain, scaled))
     by_seeds = [counts(conditioning, case="random start", value=each) for each in CONDITIONS]
     plain, scaled = zip(*([statistics.median(seeds) for seeds in each] for each in by_seeds))
     yield ("nor from a small random start",
-           f"steps {numbers(scaled)}, plain {numbers(plain)} at κ = {numbers(CONDITIONS)}",
+           f"{least_to_most(scaled)} steps for κ = 1 to 100, plain {least_to_most(plain)}",
            only_plain_slows_down(plain, scaled))
     plain, scaled = counts(network)
     yield ("nor in a two-layer ReLU network",
-           f"steps {numbers(scaled)}, plain {numbers(plain)} at κ = "
-           f"{numbers(column(network, 'condition'))}", only_plain_slows_down(plain, scaled))
+           f"{least_to_most(scaled)} steps for κ = 1 to 100, plain {least_to_most(plain)}",
+           only_plain_slows_down(plain, scaled))
     plain, scaled = counts(conditioning, case="unbalanced start")
     yield ("preconditioned descent does not depend on how BA is split",
-           f"steps {numbers(scaled)}, plain {numbers(plain)} for (tB, A/t), t = "
-           f"{numbers(IMBALANCES)}", max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
+           f"{least_to_most(scaled)} steps from (tB, A/t), t = 1 to 16, plain {least_to_most(plain)}",
+           max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
+
+
+def verdicts(sizes, scales, widths, toy, alignment, samples, conditioning, network):
+    """(claim, its numbers, verdict) from the rows of the tables."""
+    yield from of_lora(sizes, scales)
+    yield from of_lora_plus(widths, toy)
+    yield from of_lora_ga(alignment, samples)
+    yield from of_the_preconditioner(conditioning, network)
 
 
 def table_of(found):
