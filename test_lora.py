@@ -577,9 +577,9 @@ def test_preconditioned_descent_does_not_slow_down_with_the_condition_number():
 def test_damping_is_raised_to_the_rounding_errors_of_each_gram_matrix():
     """The docstring of damped_inverse: δ = max(damping, 4·eps·trace), for each matrix alone."""
     small = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    # The Gram matrix of a large factor that has rank 1
-    large = torch.tensor([1e12, 0.0, 0.0], dtype=torch.float64)
-    rounding = 4 * torch.finfo(torch.float64).eps * 1e12
+    # The Gram matrix of a large factor that has rank 2
+    large = torch.tensor([1e12, 1e12, 0.0], dtype=torch.float64)
+    rounding = 4 * torch.finfo(torch.float64).eps * 2e12
     assert rounding > 1e-4
     for values, delta in ((small, 1e-6), (large, rounding)):
         inverse = damped_inverse(values.diag(), damping=1e-6)
