@@ -34,8 +34,6 @@ class LoRALinear(nn.Module):
     Raises ValueError for a rank that does not fit, or a layer that is not a plain nn.Linear.
     """
 
-    __jit_unused_properties__ = ["weight", "bias"]  # torch.jit.script cannot compile them
-
     def __init__(self, linear, rank, alpha=None, dropout=0.0, rslora=False):
         super().__init__()
         check_linear(linear, rank, "the layer")
@@ -51,7 +49,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like_W0))
         self.lora_B = nn.Parameter(torch.empty(linear.out_features, rank, **like_W0))
 
-        # LoRA-GA's start A0, B0: linear.weight is then W0 − s·B0A0. Without LoRA-GA both are zero.
+        # Zero, unless LoRA-GA starts from factors A0, B0 and makes linear.weight W0 − s·B0A0.
         self.register_buffer("lora_A0", torch.empty_like(self.lora_A, requires_grad=False))
         self.register_buffer("lora_B0", torch.empty_like(self.lora_B, requires_grad=False))
         self.unmerged_weight = None  # what linear.weight was before merge()
@@ -76,6 +74,8 @@ class LoRALinear(nn.Module):
             B_T = B.T.contiguous()  # for speed alone: 8 to 12 % of a step at width 256
             y = y + self.scale * (self.dropout(x) @ A.T) @ B_T
         return y
+
+    __jit_unused_properties__ = ["weight", "bias"]  # torch.jit.script cannot compile them
 
     @property
     def weight(self):
@@ -104,7 +104,10 @@ class LoRALinear(nn.Module):
         return self.unmerged_weight is not None
 
     def merge(self):
-        """Puts the effective weight into `linear`; inference is then one layer. Idempotent."""
+        """Puts the effective weight into `linear`; inference is then one layer. Idempotent.
+
+        A state_dict() taken while merged holds that weight and the factors: unmerge before saving.
+        """
         if not self.merged:
             check_plain(self.linear.weight, "the layer")
             effective = nn.Parameter(self.weight, requires_grad=False)
@@ -125,11 +128,11 @@ def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with B's rate at ratio · lr.
 
     A and everything else that trains get lr.
-    A step of Adam moves each entry by about its learning rate η, whatever the gradient's size.
-    ΔA·x then grows like η·d_in, since the signs of ∇A follow x. ΔB·(Ax) grows only like η·r.
-    A shared rate that is safe for the first, of order 1/d_in, makes the second vanish in wide
-    layers. Both learn if A has a rate of order 1/d_in and B a rate of order 1 (Theorem 1). A
-    constant ratio only delays the failure.
+    A step of Adam moves each entry by about its learning rate η. Take one example x, with the
+    gradient g of the layer's output: ∇A = s (Bᵀg) xᵀ, so that ΔA = −η sign(Bᵀg) sign(x)ᵀ.
+    ΔA·x then adds up d_in terms of one sign. ΔB·(Ax) adds up only r terms. A shared rate that is
+    safe for the first, of order 1/d_in, makes the second vanish in wide layers. Both learn if A's
+    rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio delays the failure.
 
     ratio  1 is LoRA. The paper used 16 where A starts at zero and B random. Where B starts at zero,
            as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
@@ -152,7 +155,7 @@ def lora_ga_factors(G, rank, gamma=16.0):
         G = U S Vᵀ    A = c·V[:, :r]ᵀ (r, d_in)    B = c·U[:, r:2r] (d_out, r)    c = d_out^¼/√gamma
 
     B takes the r directions after A's, so that a first step covers 2r of them (see lora_ga_init).
-    With s = alpha/√r (rslora) the norm of s·BA is alpha·√d_out/gamma at every rank.
+    With s = alpha/√r (rslora) the Frobenius norm of s·BA is alpha·√d_out/gamma at every rank.
     """
     U, V = top_singular_vectors(G, 2 * rank)
     c = G.shape[0] ** 0.25 / gamma**0.5
@@ -163,8 +166,8 @@ def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
     Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061). The cosine of LoRA-GA's first step with G is then 0.99 of the best one if G's
-    singular values decay, and 0.93 to 0.98 of it for white noise, depending on the shape.
+    0909.4061), with which the cosine of LoRA-GA's first step with −G is 1 % below the best possible
+    if G's singular values decay, and 2 to 7 % for white noise, depending on the shape.
     """
     with no_autocast(G):
         if min(G.shape) <= max(512, 2 * k):  # the sketch needs 2k columns
@@ -174,9 +177,8 @@ def top_singular_vectors(G, k):
             U, _, V = torch.svd_lowrank(G, q=2 * k, niter=3)
     U, V = U[:, :k], V[:, :k]
 
-    # An SVD may return (−u, −v) for (u, v). That would change BA = c² Σ uᵣ₊ᵢ vᵢᵀ, which pairs one
-    # triple's u with another's v, and the run would depend on the machine. So make the largest
-    # entry of each v positive.
+    # An SVD may return (−u, −v) for (u, v), on another machine for instance. BA pairs the u of one
+    # triple with the v of another, so that would change it: make each v's largest entry positive.
     largest = V.abs().argmax(dim=0, keepdim=True)  # (1, k)
     signs = V.gather(0, largest).sign()
     return U * signs, V * signs
@@ -186,9 +188,10 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     """LoRA-GA: starts A and B along the gradient; what the model computes stays, up to rounding.
 
     Call it once, after apply_lora(..., alpha=..., rslora=True). Train without weight decay, which
-    would pull W away from W0. G is the sum of the gradients of the batches. The first small step of
-    gradient descent, on these batches and with one rate η for A and B, then moves W along the best
-    rank-2r approximation of G (Theorem 3.1), as GAᵀA keeps v₁ … vᵣ and BBᵀG keeps uᵣ₊₁ … u₂ᵣ:
+    would shrink BA to zero and W to W0 − s·B0A0. G is the sum of the gradients of the batches. A
+    small first step of gradient descent, on these batches and with one rate η for A and B, moves W
+    along the best rank-2r approximation of −G (Theorem 3.1), as GAᵀA keeps v₁ … vᵣ and BBᵀG keeps
+    uᵣ₊₁ … u₂ᵣ:
 
         −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
 
@@ -240,9 +243,10 @@ def start_from(layer, A0, B0):
 def summed_gradients(model, batches, loss_fn):
     """G = Σ ∂L/∂W over the batches, for each LoRA layer -> {name: (d_out, d_in), on the CPU}.
 
-    Meanwhile a trainable twin stands in for each frozen weight, so that no .grad of the caller
-    changes. A hook moves each twin's gradient to the CPU as soon as it is there: the device never
-    holds all of them. Evaluation mode means no dropout, and BatchNorm's statistics stay.
+    (1) Put a trainable twin in the place of each frozen weight, so that no .grad of the caller
+    changes. (2) Backward; a hook moves each twin's gradient to the CPU as soon as it is there, so
+    that the device never holds all of them. (3) Put the frozen weights back. All in evaluation
+    mode: without dropout, and BatchNorm's statistics stay.
     """
     layers = lora_layers(model)
     frozen = {name: layer.linear.weight for name, layer in layers.items()}
@@ -278,7 +282,7 @@ def summed_gradients(model, batches, loss_fn):
 
 @torch.no_grad()
 def preconditioned(layer, damping=1e-6):
-    """A layer's gradients, preconditioned (Zhang & Pilanci, arXiv 2402.02347, Algorithm 1) -> two:
+    """A layer's gradients, preconditioned (Zhang & Pilanci, arXiv 2402.02347, Alg. 1) -> (∇A, ∇B):
 
         (BᵀB + δI)⁻¹ ∇A    and    ∇B (AAᵀ + δI)⁻¹    both from the factors before the step
 
@@ -318,8 +322,9 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions in every optimizer.step(), after any clipping -> a handle to remove() it by.
 
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
-    larger damping (the authors tuned theirs from 1e-6 to 100). At B = 0 the first inverse is 1/δ,
-    and AdamW's default β₂ = 0.999 remembers that huge gradient: A then hardly moves. In this
+    larger damping (the authors tuned theirs from 1e-6 to 100). While B is still small, the inverse
+    makes A's gradient large, by a factor σ/(σ² + δ), at most 1/(2√δ), for a singular value σ of B.
+    AdamW's default β₂ = 0.999 remembers that for a thousand steps, and A hardly moves. In this
     project's addition task such a run learns 17 % of the sums instead of 94 %.
 
     A closure is refused, since it computes new gradients after this. LBFGS and Lightning's
@@ -440,7 +445,8 @@ def adapter_state_dict(model):
         state[f"{name}.lora_B"] = B
         state[f"{name}.scale"] = torch.tensor(layer.scale, dtype=torch.float64)
 
-    # What trains beside the factors: a new head, or the bias in "<layer>.linear".
+    # What trains beside the factors: a new head, or a layer's bias (h.0.c_fc.linear.bias becomes
+    # h.0.c_fc.bias, as in the base model).
     for name, p in model.named_parameters():
         owner, _, part = name.rpartition(".")
         if p.requires_grad and owner not in layers:

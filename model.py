@@ -172,7 +172,7 @@ class GPT(nn.Module):
                       the folder of `save_pretrained`
         Raises ValueError for a file that is damaged or holds no GPT-2, OSError if a download fails.
         """
-        path = find_checkpoint(str(name_or_path))
+        path = find_weights(str(name_or_path))
         contents = read_tensors(path)
         if "config" in contents:  # a file of train.py
             config, state = contents["config"], contents["model"]
@@ -203,7 +203,7 @@ def eval_mode(model):
 # ==== Checkpoints =================================================================================
 
 
-def find_checkpoint(name_or_path):
+def find_weights(name_or_path):
     """The path of a checkpoint's file; GPT-2's is downloaded if it is not there yet."""
     if name_or_path == "base":
         return BASE

@@ -65,11 +65,11 @@ def main():
         raise InputError("--prompt is empty: give at least one character")
     device = pick_device(args.device)
     models, encoding = load_models(args.adapter)
+    models = {name: model.to(device) for name, model in models.items()}
     width = max(map(len, models)) + 2
     for prompt in prompts(args):
         idx = torch.tensor([encoding.encode_ordinary(prompt)], device=device)
         for name, model in models.items():
-            model.to(device)
             for seed in range(args.seed, args.seed + args.samples):
                 out = model.generate(idx, args.tokens, args.temperature, args.top_k, seed)
                 text = tasks.decode(encoding, out[0, idx.shape[1]:].tolist())

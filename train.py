@@ -21,8 +21,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-# OpenMP's threads spin while they wait. Beside another busy process a step would then take up to
-# 40 times as long. This limits it; it is read when torch is imported.
+# CPU threads spin while they wait. Beside another busy process a step would then take up to 40
+# times as long. This limits the spinning; it is read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
@@ -37,7 +37,7 @@ GA_BATCHES = 4  # LoRA-GA sums the gradients of the run's first batches
 # Flags that --method full, which has no adapter, refuses.
 ADAPTER_FLAGS = ("rank", "alpha", "rslora", "targets", "dropout", "init", "gamma", "lr_ratio",
                  "precondition", "damping", "base_dtype")
-PRESETS = {  # what --method sets; the learning rates are each method's best on math
+PRESETS = {  # what --method sets; the learning rates were chosen on math (experiments/)
     "full": {"lr": 3e-3},
     "lora": {"lr": 5e-3},
     "loraplus": {"lr": 2e-3, "lr_ratio": 16.0},
@@ -194,7 +194,7 @@ def build_optimizer(args, model):
     return optimizer
 
 
-def start(args, model, micro_batches):
+def start_lora_ga(args, model, micro_batches):
     """LoRA-GA's start, if wanted, from the gradient of the run's first batches."""
     if args.init == "ga":
         first = [micro_batch for step in range(GA_BATCHES) for micro_batch in micro_batches(step)]
@@ -209,7 +209,7 @@ def weighted_loss(model, micro_batch):
 
 
 def schedule(step, warmup, steps):
-    """Learning-rate schedule, from 0 to 1: linear warm-up, then cosine decay to zero."""
+    """The factor on the learning rate: linear warm-up to 1, then cosine decay to 0."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -219,9 +219,9 @@ def schedule(step, warmup, steps):
 # ==== Training ====================================================================================
 
 
-def train(args, build_model=build_model, build_optimizer=build_optimizer, start=start,
-          after_step=None):
-    """Runs what `parse_args` returned -> the dict in result.json (None in processes of rank > 0).
+def train(args, build_model=build_model, build_optimizer=build_optimizer,
+          start=start_lora_ga, after_step=None):
+    """Runs what `parse_args` returned -> the dict in result.json, in the first process.
 
     Experiments and exercises pass functions of their own for build_model, build_optimizer (whose
     groups hold their peak learning rates) and start, with the same arguments as above.
@@ -230,10 +230,11 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     """
     began = time.perf_counter()
 
-    # Processes: torchrun starts world_size of them, and each takes its micro-batches of a batch.
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    # Processes: torchrun starts several, and each takes its micro-batches of a batch.
+    ddp_rank = int(os.environ.get("RANK", 0))
+    ddp_world_size = int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(args.device)
-    if world_size > 1 and not dist.is_initialized():
+    if ddp_world_size > 1 and not dist.is_initialized():
         # The others wait while the first one evaluates.
         dist.init_process_group(timeout=timedelta(hours=2))
 
@@ -253,11 +254,13 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
     source = tasks.load_source(encoding, args.block_size)
 
     def micro_batches(step):
-        """A step's whole batch -> [(idx, targets, weight)]. The loss ignores targets of −1; a
-        weight is the fraction of the batch's other targets."""
+        """A step's whole batch -> [(idx, targets, weight)], for all processes.
+
+        The loss ignores targets of −1. The weight is the fraction of the batch's other targets.
+        """
         idx, targets = task.batch(args.seed, step, args.batch_size)
         idx, targets = idx.to(device), targets.to(device)
-        count = args.grad_accum * world_size
+        count = args.grad_accum * ddp_world_size
         total = (targets != -1).sum().item()
         return [(some_idx, some_targets, (some_targets != -1).sum().item() / total)
                 for some_idx, some_targets in zip(idx.chunk(count), targets.chunk(count))]
@@ -273,7 +276,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         first_step, seconds = checkpoint["step"], checkpoint["seconds"]
         before, after = checkpoint["before"], checkpoint["after"]
         restore_model(model, checkpoint["model"])
-    if world_size > 1:  # bit for bit the same in all processes, on different machines too
+    if ddp_world_size > 1:  # bit for bit the same in all processes, on different machines too
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
@@ -283,7 +286,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         group["initial_lr"] = group["lr"]
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    if rank == 0:
+    if ddp_rank == 0:
         log = open_log(args, first_step)
         if checkpoint is None:
             log.writerow({"step": 0, **before})
@@ -300,11 +303,11 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         lr_factor = schedule(step, args.warmup, args.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr_factor * group["initial_lr"]
-        torch.manual_seed((args.seed * 1_000_000 + step) * world_size + rank)
+        torch.manual_seed((args.seed * 1_000_000 + step) * ddp_world_size + ddp_rank)
 
         # Forward and backward, one micro-batch after the other.
         loss = torch.zeros((), device=device)
-        for micro_batch in micro_batches(step)[rank::world_size]:
+        for micro_batch in micro_batches(step)[ddp_rank::ddp_world_size]:
             with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
                 micro_loss = weighted_loss(forward, micro_batch)
             micro_loss.backward()
@@ -312,7 +315,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
 
         # Add up the loss and the gradients of all processes.
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        if world_size > 1:
+        if ddp_world_size > 1:
             for tensor in [loss, *(p.grad for p in trained if p.grad is not None)]:
                 dist.all_reduce(tensor)
 
@@ -326,7 +329,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
         done = step + 1
         if after_step is not None:
             after_step(model, optimizer, done)
-        if rank > 0:
+        if ddp_rank > 0:
             continue
 
         # Evaluate, log, checkpoint: the first process alone.
@@ -352,9 +355,9 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
             print_row(args, task, row, seconds_left)
 
     # The result: files, and a report for a person.
-    if world_size > 1:
+    if ddp_world_size > 1:
         dist.destroy_process_group()
-    if rank > 0:
+    if ddp_rank > 0:
         return None
     seconds += time.perf_counter() - began
     result = summary(args, model, optimizer, task, before, after, seconds)
@@ -366,7 +369,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer, start=
 def evaluate(model, task, source, whole=True):
     """What is learned, and what is forgotten: the loss on the source domain, English prose.
 
-    `whole` measures all held-out rows; otherwise a quarter of them do on the way.
+    `whole` measures all held-out rows. During training a quarter of them is enough.
     """
     measures = task.measure(model, whole)
     return {"metric": measures[task.metric], "source_loss": source.evaluate(model),
@@ -437,7 +440,10 @@ def trained_state(model):
 
 
 def restore_model(model, state):
-    """Puts a checkpoint's tensors into a model that is as it was before the first step."""
+    """Puts a checkpoint's tensors into a freshly built model.
+
+    A checkpoint lacks the frozen weights, so W0 − s·B0A0 is computed again.
+    """
     for name, layer in lora.lora_layers(model).items():
         if state[f"{name}.lora_B0"].any():
             lora.start_from(layer, state[f"{name}.lora_A0"], state[f"{name}.lora_B0"])

@@ -51,7 +51,7 @@ def orthonormal(rows, columns):
 
 
 def start_with(name, batches, args, model, micro_batches):
-    """In place of train.start: the gradient of so many batches, and the factors called `name`."""
+    """In place of train.start_lora_ga: the gradient of so many batches, and the factors called `name`."""
     first = [each for step in range(batches) for each in micro_batches(step)]
     if name is None:
         lora.lora_ga_init(model, first, train.weighted_loss, args.gamma)
@@ -152,7 +152,7 @@ def main():
                          "--init ga")
     if own.freeze == "A" and args.method == "full":
         raise InputError("--freeze A needs an adapter, which --method full does not have")
-    start = train.start
+    start = train.start_lora_ga
     if other_start:
         start = functools.partial(start_with, own.start, own.gradient_batches)
     train.train(args, FREEZE[own.freeze], OPTIMIZERS[own.optimizer], start)
