@@ -567,13 +567,15 @@ def text_plot(values, width=64, height=7):
 
 def what_is_next(args, result, rows):
     """Commands and advice that fit the run which has just ended."""
-    data = "" if args.data == "math" else f" --data {shlex.quote(args.data)}"
-    base = "" if args.init_from == "base" else f" --init_from {shlex.quote(args.init_from)}"
+    same = ""
+    for name, default in (("data", "math"), ("val_data", None), ("init_from", "base")):
+        if getattr(args, name) != default:
+            same += f" --{name} {shlex.quote(getattr(args, name))}"
     directory = shlex.quote(args.out_dir)
     yield f"python sample.py --adapter {directory}    asks it, and the base model beside it"
     other = "loraga" if args.method == "full" else "full"
-    yield f"python train.py --method {other}{data}{base}    what another method does with this data"
-    yield f"python -m experiments.compare{data}{base}    all five methods, each at its best rate"
+    yield f"python train.py --method {other}{same}    what another method does with this data"
+    yield f"python -m experiments.compare{same}    all five methods, each at its best rate"
     forgotten = result["source_loss_after"] - result["source_loss_before"]
     if forgotten > 1:
         yield f"--lr {args.lr / 3:.1g}: a lower rate forgets less than {forgotten:.1f} nats"
