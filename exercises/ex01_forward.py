@@ -16,7 +16,8 @@ would happen if A were zero as well?
 def forward(x, W, A, B, alpha):
     """-> y (rows, d_out).
 
-    Hint: x A is thin. With x A first, the low-rank path costs rows·r·(d_in + d_out) multiplications.
+    Hint: x A is thin. With x A first, the low-rank path costs rows·r·(d_in + d_out)
+    multiplications.
     """
     raise NotImplementedError
 

@@ -12,8 +12,8 @@ gone. After a hundred adapters the base would be another one. Here it must come 
 In many language models the output layer is tied: it has no weight of its own, but uses the token
 embedding wte (vocab, d), as logits = h wteᵀ. An adapter on it is meant for the output alone.
 
-A layer is a dict with W (d_in, d_out), A (d_in, r), B (r, d_out) and alpha, a number. On purpose the
-weights stand to the right of x, as in exercise 1. Merged, a layer computes x @ layer["W"]. Your
+A layer is a dict with W (d_in, d_out), A (d_in, r), B (r, d_out) and alpha, a number. On purpose
+the weights stand to the right of x, as in exercise 1. Merged, a layer computes x @ layer["W"]. Your
 functions may add keys of their own, for tensors, numbers, text, lists and dicts. A model has many
 layers: what belongs to a layer is kept in its dict and nowhere else.
 
@@ -40,7 +40,7 @@ def unmerge(layer):
 
 
 def merged_head(wte, A, B, alpha):
-    """wte (vocab, d), A (d, r), B (r, vocab) -> the merged output weight (d, vocab): logits = h @ it.
+    """wte (vocab, d), A (d, r), B (r, vocab) -> the merged output weight (d, vocab), for h @ it.
 
     Hint: the same wte goes on to turn tokens into vectors. What must not happen to it?
     """

@@ -6,12 +6,12 @@ through a bottleneck of width m, bends it, widens it again, and adds it to h:
 
     f(h) = h + GELU(h W_downᵀ + b_down) W_upᵀ + b_up        GELU(z) = z·Φ(z)
 
-Φ is the standard normal distribution function. d is the model's width, n_embd. h (..., d), W_down (m, d),
-b_down (m,), W_up (d, m), b_up (d,); rows are positions, and weights are as in nn.Linear.
+Φ is the standard normal distribution function. d is the model's width, n_embd. h (..., d), W_down
+(m, d), b_down (m,), W_up (d, m), b_up (d,); rows are positions, and weights are as in nn.Linear.
 
 With W_up and b_up zero the adapter changes nothing: training starts from the base, exactly. (The
-paper starts from small random numbers, so almost from the base. It also trains the layer norms; here they
-stay frozen, which is a simplification.)
+paper starts from small random numbers, so almost from the base. It also trains the layer norms;
+here they stay frozen, which is a simplification.)
 
 To think about: LoRA costs nothing once it is merged. Why is there no weight that could take this
 adapter in, and what does it cost for each token that is generated?

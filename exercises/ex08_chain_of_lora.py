@@ -49,7 +49,8 @@ def as_one(links):
 
 # How it trains: a restart every 200 steps. The links so far are kept in lora_A0 and lora_B0, which
 # adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 201, 401, ... that a link ends,
-# so that a run of 1000 steps does not end with a fresh one.
+# so that a run of 1000 steps does not end with a fresh one. train.py's one cosine goes over all
+# links, so that the last moves little; give --lr 5e-3.
 
 EVERY = 200
 

@@ -34,8 +34,9 @@ def projection(B):
 def frozen_factor(m, r, seed):
     """-> B (m, r), float64, with orthonormal columns that span a random subspace.
 
-    The same seed gives the same B, in another run too. Over all seeds no subspace is likelier than
-    another. The random numbers that everybody shares are neither seeded nor used.
+    The same seed gives the same B, in another run too. Over all seeds no direction is likelier
+    than another, and the mean of H is (r/m)·I. The random numbers that everybody shares are neither
+    seeded nor used.
     Hint: which distribution favours no direction? Its numbers come from a torch.Generator.
     """
     raise NotImplementedError
@@ -60,7 +61,8 @@ def restart(W0, A, B, s, seed):
 
 
 # How it trains: give --lr 2e-2. A new link every 50 steps, from Adam without a state. (The theorem
-# is about gradient descent, and AdamW is outside of it: this is a simplification. With s = 1 and
+# is about gradient descent, and AdamW is outside of it: this is a simplification, and so is the
+# one cosine over all links. With s = 1 and
 # orthonormal B, as here, D is ∇A; `direction` is for the other cases.) The links so far are kept in
 # lora_A0 and lora_B0, which adapter.pt adds to the last one: s·(BA − B0 A0). It is after step 51,
 # 101, ... that a link ends, so that a run of 1000 steps does not end with a fresh one. sample.py

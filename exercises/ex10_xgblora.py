@@ -56,17 +56,18 @@ def chosen_layers(names, count, round):
     """A list of names -> `count` different ones of them, in any order: the layers of this round.
 
     The same round (0, 1, ...) has the same layers whenever it is asked for, in another run too;
-    over many rounds every choice of `count` names comes equally often. The random numbers that
-    everybody shares are neither seeded nor used.
+    over many rounds every choice of `count` names comes equally often, whatever the round before
+    has. The random numbers that everybody shares are neither seeded nor used.
     Hint: a generator of its own, with the round as its seed.
     """
     raise NotImplementedError
 
 
 # How it trains: boosters of rank 1, whatever --rank says, on half of the layers; the other factors
-# are frozen. Give --lr 3e-2. What ROUND steps of Adam find takes the place of the best booster. The
-# merged ones are in the frozen weights: adapter.pt holds only the last booster.
+# are frozen. Give --lr 3e-2. What ROUND steps of Adam find takes the place of the best booster.
+# Merged ones are in the frozen weights: adapter.pt holds only the last booster.
 # A round ends after step 26, 51, ..., so that a run of 1000 steps does not end with a fresh one.
+# One cosine goes over all rounds.
 
 ROUND = 25  # steps
 RATE = 1.0

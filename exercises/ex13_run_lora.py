@@ -1,12 +1,12 @@
 """13. RunLoRA (Cherniuk et al., arXiv 2312.03415): the cheapest way to compute LoRA.
 
-LoRA's layer is one formula, but a product of three matrices can be made in two orders, and which
-is cheaper depends on the shapes. RunLoRA counts, for each layer and each size of batch, and takes
-the cheapest way forward and the cheapest way back. All ways compute the same, except for rounding.
+LoRA's layer is one formula, but a product of three matrices can be made in two orders, and which is
+cheaper depends on the shapes. RunLoRA counts, for each layer and each size of batch, and takes the
+cheapest way forward and the cheapest way back. All ways compute the same, except for rounding.
 
 On purpose the weights stand to the right of X, as in exercise 1: X (tokens, n), W (n, m) frozen,
-A (n, r), B (r, m), with the scale s already in A; Y (tokens, m), and dY = ∂L/∂Y. "thin" keeps to products as thin as r, "dense" makes one as
-large as W:
+A (n, r), B (r, m), with the scale s already in A; Y (tokens, m), and dY = ∂L/∂Y. "thin" keeps to
+products as thin as r, "dense" makes one as large as W:
 
           thin                       dense
     Y     X W + (X A) B              X (W + A B)
@@ -19,9 +19,9 @@ order, as in "thin dense dense", so there are eight. What two of the three share
 made once. Nothing is kept from the way forward but X, W, A and B. (The paper has two ways forward
 and five back, and looks at measured time as well; here are all combinations, by flops alone.)
 
-The price of a way, in flops: (a, b) times (b, c) costs 2abc, one multiplication and one addition for
-each of abc terms. Only products of matrices count; additions, also that of W + A B, are free. A way
-makes exactly the products that it pays for.
+The price of a way, in flops: (a, b) times (b, c) costs 2abc, one multiplication and one addition
+for each of abc terms. Only products of matrices count; additions, also that of W + A B, are free. A
+way makes exactly the products that it pays for.
 
 To think about: from how many tokens on is X (W + A B) the cheaper one? Its price leaves out memory:
 what does each way have to store, and what will a bfloat16 W do to a small A B?
@@ -69,8 +69,8 @@ def backward(X, W, A, B, dY, way):
     raise NotImplementedError
 
 
-# How it trains: as LoRA, and to the same weights except for rounding. Each layer takes the ways that
-# are cheapest for the size of the batch.
+# How it trains: as LoRA, and to the same weights except for rounding. Each layer takes the ways
+# that are cheapest for the size of the batch.
 
 
 def cheapest(flops):

@@ -61,7 +61,7 @@ def pruned(P, lam, Q, grad_lam, keep):
 
 # How it trains: AdamW, with a small multiple of the penalty's gradient added to the loss's. Each
 # plane has half of LoRA's rank. λ starts at zero, so ΔW does; once, a quarter of each plane's ranks
-# is pruned. adapter.pt holds the planes: sample.py, which knows only LoRA's factors, cannot load it.
+# is pruned. adapter.pt holds the planes: sample.py knows only LoRA's factors and cannot load it.
 
 TARGETS = ("c_attn", "c_proj", "c_fc")
 WEIGHT = 0.1  # of the penalty

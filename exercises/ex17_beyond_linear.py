@@ -22,9 +22,9 @@ factors of its own, A_q and A_v (r, d), B_q and B_v (d, r):
 
 (The authors' code factors a convolution's kernel in another way, as (m·k, r·k) times (r·k, n·k).)
 
-To think about: the output layer of GPT-2 uses the same wte. After merging an adapted embedding, what
-else has changed? And why does an adapter of query and value alone leave a text's first position as
-it was, as far as the query goes?
+To think about: the output layer of GPT-2 uses the same wte. After merging an adapted embedding,
+what else has changed? And why does an adapter of query and value alone leave a text's first
+position as it was, as far as the query goes?
 """
 import torch
 from torch import nn

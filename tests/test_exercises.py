@@ -97,7 +97,8 @@ def test_a_solution_gets_all_points_and_a_stub_gets_none(name):
     found = re.findall(r"^def (\w+)", solution.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert found == functions
     page = (EXERCISES / "README.md").read_text(encoding="utf-8")
-    [(listed, points)] = re.findall(rf"\| \[{name}\]\({name}\.py\) \| (.*) \| (\d+) \| \d+ \|", page)
+    row = rf"\| \[{name}\]\({name}\.py\) \| (.*) \| (\d+) \| \d+ \|"
+    [(listed, points)] = re.findall(row, page)
     assert int(points) == handout.points(name)
     assert re.findall(r"`(\w+)`", listed) == functions
 

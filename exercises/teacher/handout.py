@@ -25,8 +25,13 @@ TRAINING = ("requirements.txt", "LICENSE", "data/README.md", "data/base.pt", "da
 GRADING_STEP = """\
     - id: {id}
       uses: classroom-resources/autograding-command-grader@v1
-      with: {{test-name: {name}, command: "pytest exercises -k {id} --isolated", timeout: 10, max-score: {points}}}
+      with:
+        test-name: {name}
+        command: pytest exercises -k {id} --isolated
+        timeout: 10
+        max-score: {points}
 """
+RESULT = '        {ID}_RESULTS: "${{{{ steps.{id}.outputs.result }}}}"\n'
 WORKFLOW = """\
 name: Grading
 on: [push, repository_dispatch]
@@ -66,8 +71,8 @@ def points(name):
     grader = EXERCISES / "tests" / f"test_{name[:4]}.py"
     for node in ast.parse(grader.read_bytes()).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            marks = [each.args[0].value for each in node.decorator_list
-                     if isinstance(each, ast.Call) and ast.unparse(each.func) == "pytest.mark.points"]
+            marks = [mark.args[0].value for mark in node.decorator_list
+                     if isinstance(mark, ast.Call) and mark.func.attr == "points"]
             total += marks[0] if marks else 1
     return total
 
@@ -75,8 +80,7 @@ def points(name):
 def workflow():
     """The text of a workflow that grades every exercise on its own."""
     steps = [GRADING_STEP.format(id=name[:4], name=name, points=points(name)) for name in NAMES]
-    results = [f"        {name[:4].upper()}_RESULTS: \"${{{{ steps.{name[:4]}.outputs.result }}}}\"\n"
-               for name in NAMES]
+    results = [RESULT.format(ID=name[:4].upper(), id=name[:4]) for name in NAMES]
     return WORKFLOW.format(steps="".join(steps), results="".join(results),
                            runners=",".join(name[:4] for name in NAMES))
 
@@ -87,7 +91,7 @@ def notebook(name):
     text = ast.get_docstring(ast.parse(source))
     title, _, rest = text.partition("\n")
     cells = [("markdown", f"# {title}\n{rest}"),
-             ("code", "import os, sys\nif not os.path.exists(\"exercises\"):\n    os.chdir(\"..\")"),
+             ("code", "import os, sys\n\nif not os.path.exists('exercises'):\n    os.chdir('..')"),
              ("code", f"%%writefile exercises/{name}.py\n{source}"),
              ("code", f"!{{sys.executable}} -m pytest exercises -q -k {name[:4]}")]
     content = []

@@ -63,7 +63,7 @@ def call(module, name, inputs, count_flops=False):
     result    tensors, numbers, text, None, and lists and dicts of them
     drew      whether it used the random numbers that everybody shares
     shares    the positions of the inputs whose memory the result uses
-    expanded  whether a tensor of the result has several entries in one place of memory
+    overlaps  whether two entries of the result are one place in memory
     flops     of its products of matrices, if they are to be counted
 
     NotImplementedError if the function is not written yet; Failure for what else goes wrong. Both
@@ -95,8 +95,7 @@ def call(module, name, inputs, count_flops=False):
             "shares": [position for position, value in enumerate(inputs)
                        if any(tensor.untyped_storage().data_ptr() in memory
                               for tensor in tensors_in(value))],
-            "expanded": any(stride == 0 and size > 1 for tensor in tensors_in(result)
-                            for stride, size in zip(tensor.stride(), tensor.shape))}
+            "overlaps": overlaps(list(tensors_in(result)))}
 
 
 def parameter(function, position):
@@ -108,6 +107,19 @@ def random_state():
     """The state of the random numbers that Python, numpy and torch share."""
     _, keys, position, *_ = np.random.get_state()
     return random.getstate(), keys.tobytes(), position, torch.get_rng_state().numpy().tobytes()
+
+
+def overlaps(tensors):
+    """Whether a tensor repeats an entry, as expand does, or two tensors use the same memory."""
+    taken = []
+    for tensor in tensors:
+        sides = list(zip(tensor.shape, tensor.stride()))
+        if any(stride == 0 and size > 1 for size, stride in sides):
+            return True
+        last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in sides)
+        taken.append((tensor.untyped_storage().data_ptr(), tensor.storage_offset(), last))
+    taken.sort()
+    return any(here[0] == after[0] and after[1] <= here[2] for here, after in zip(taken, taken[1:]))
 
 
 def tensors_in(value):

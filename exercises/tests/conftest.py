@@ -51,7 +51,7 @@ def pytest_report_header(config):
 class Answers:
     """The functions of a student's file. A failure is one sentence that names the function.
 
-    `drew`, `shares` and `expanded` are those of answers.call, for the call before.
+    `drew`, `shares` and `overlaps` are those of answers.call, for the call before.
     """
     asked = "the answers"  # the last function, of any exercise
 
@@ -92,7 +92,7 @@ class Answers:
         except Failure as failure:
             pytest.fail(f"{Answers.asked} {failure}", pytrace=False)
         self.drew, self.shares = done["drew"], done["shares"]
-        self.expanded = done["expanded"]
+        self.overlaps = done["overlaps"]
         return done
 
 

@@ -53,9 +53,9 @@ def test_unmerge_gives_the_weight_back_bit_for_bit(ex, unfavourable, draw):
     merged = call(ex.merge, unfavourable)
     other = call(ex.merge, {**unfavourable, "W": other_W})
     bitwise(call(ex.unmerge, merged)["W"], W,
-            "two layers are merged, then unmerged: the first one's W must be the old one bit for bit")
+            "two layers are merged, then unmerged: the first's W must be the old one bit for bit")
     bitwise(call(ex.unmerge, other)["W"], other_W,
-            "two layers are merged, then unmerged: the second one's W must be the old one")
+            "two layers are merged, then unmerged: the second's W must be the old one")
 
 
 def test_what_is_done_twice_is_done_once(ex, unfavourable):

@@ -49,14 +49,6 @@ def test_the_parts_are_those_of_the_change(ex, step):
     same(from_B, output(A, B + dB) - before, "the part from B is the change when B alone moves")
 
 
-def test_a_small_step_has_hardly_any_part_from_both(ex, step):
-    x, A, B, dA, dB, alpha = step
-    whole, tenth = (ex.update_parts(x, A, B, size * dA, size * dB, alpha) for size in (1, 0.1))
-    for name, power, *parts in zip(("A", "B", "both"), (1, 1, 2), whole, tenth):
-        same(parts[1], 0.1 ** power * parts[0],
-             f"in a step a tenth as long, the part from {name} is 10^-{power} of what it was")
-
-
 def test_rates_at_the_same_width_stay_and_there_and_back_again(ex):
     before = 0.003, 0.07
     for name, found, wanted in zip(("η_A", "η_B"), rates(ex, *before, 96, 96), before):

@@ -72,15 +72,6 @@ def test_the_first_step_is_the_best_approximation_of_the_gradient(ex, problems):
              "the best approximation's")
 
 
-def test_what_is_taken_out_has_the_same_norm_at_every_rank(ex, problems):
-    for W, _, U, S, V in problems:
-        for r in (1, 2, 3):
-            frozen, _, _ = start_from(ex, W, U * S @ V.T, r)
-            norm = torch.tensor(ALPHA * len(V) ** 0.5 / GAMMA, dtype=W.dtype)
-            same((W - frozen).norm(), norm, f"at rank {r}, ‖s AB‖, which is taken out of W, must "
-                                            "be alpha·√d_out/gamma")
-
-
 def test_the_gradients_size_and_sign_do_not_matter(ex, problems):
     for _, r, U, S, V in problems:
         G = U * S @ V.T

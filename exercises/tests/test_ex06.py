@@ -21,7 +21,7 @@ def start(ex, d, m):
     found = ex.initial(d, m)
     holds(isinstance(found, dict) and sorted(found) == sorted(shapes(d, m)),
           "initial must give a dict of W_down, b_down, W_up and b_up")
-    holds(not ex.expanded, "each entry must have its own memory: an expanded tensor repeats one")
+    holds(not ex.overlaps, "each entry must have its own memory, and two of them share one")
     return [tensor(found[name], shape, name, torch.float32)
             for name, shape in shapes(d, m).items()]
 
@@ -39,21 +39,6 @@ def test_the_adapter_is_its_formula(ex, weights, draw):
     same(y, expected, "f(h) must be h + GELU(h W_downᵀ + b_down) W_upᵀ + b_up with the exact GELU, "
                       "z·Φ(z), at each position")
     same(ex.adapter(h[0, 0], *weights), expected[0, 0], "f of a single vector h (d,)")
-
-
-def test_far_from_zero_it_is_affine_and_between_it_is_not(ex, weights, draw):
-    W_down, b_down, W_up, b_up = weights
-    h, far = draw(40, D), 100 * torch.ones(M, dtype=torch.float64)
-    same(ex.adapter(h, W_down, -far, W_up, b_up), h + b_up,
-         "with b_down far below zero, GELU lets nothing through")
-    dense = torch.eye(D, dtype=h.dtype) + W_up @ W_down
-    same(ex.adapter(h, W_down, far, W_up, b_up), h @ dense.T + W_up @ far + b_up,
-         "with b_down far above zero, GELU lets everything through: one dense weight would do")
-    with_one = torch.cat((h, torch.ones_like(h[:, :1])), dim=1)  # for the bias
-    y = ex.adapter(h, *weights)
-    missed = (y - with_one @ torch.linalg.lstsq(with_one, y).solution).norm().item()
-    holds(missed > 1e-3, f"no one weight and bias must do what the adapter does, but one comes as "
-                         f"near as {missed:.2g}")
 
 
 @pytest.mark.points(2)
@@ -87,5 +72,6 @@ def test_the_count(ex):
     for d, m in ((8, 3), (256, 8), (5, 5)):
         entries = sum(torch.zeros(shape).numel() for shape in shapes(d, m).values())
         found = ex.parameter_count(d, m)
-        holds(found == entries and isinstance(found, int), f"d = {d}, m = {m}: parameter_count says {found}, but the four "
-                                "tensors do not have so many entries")
+        whole = isinstance(found, int) and found == entries
+        holds(whole, f"d = {d}, m = {m}: parameter_count says {found}, but the four tensors do not "
+                     "have so many entries")

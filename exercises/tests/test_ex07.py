@@ -70,7 +70,7 @@ def drawn(ex, wte, p):
     """Which tokens the prompt has."""
     prompt = tensor(ex.initial(wte, p), (p, wte.shape[1]), "the prompt")
     holds(0 not in ex.shares, "the prompt shares memory with wte: training it would change wte")
-    holds(not ex.expanded, "each entry of the prompt must have its own memory")
+    holds(not ex.overlaps, "each entry of the prompt must have its own memory")
     matches = (prompt[:, None] == wte).all(dim=-1)  # (p, vocab)
     holds(bool(matches.any(dim=1).all()), "each row of the prompt must be a row of wte, exactly")
     return matches.int().argmax(dim=1).tolist()
@@ -87,16 +87,14 @@ def test_the_start_is_embeddings_of_different_tokens(ex, draw):
 def test_the_start_is_drawn_anew_from_the_whole_vocabulary(ex, draw):
     wte, calls, p = draw(40, D), 400, 4
     prompts = [drawn(ex, wte, p) for _ in range(calls)]
-    holds(any(prompt != prompts[0] for prompt in prompts), "two prompts must differ")
     mean, off = calls * p / 40, 6 * (calls * p / 40) ** 0.5  # by chance, once in 10⁸
     for token in range(40):
         count = sum(token in prompt for prompt in prompts)
         holds(abs(count - mean) < off, f"in {calls} prompts of {p} tokens out of 40, token {token} "
                                        f"must come about {mean:.0f} times, not {count}")
-    for step in (-1, 1):
-        pairs = sum(second - first == step for prompt in prompts
-                    for first, second in zip(prompt, prompt[1:]))
-        holds(pairs < calls // 2, "the tokens must be drawn one by one, not as neighbours in wte")
+    choices = len({frozenset(prompt) for prompt in prompts})  # of 91390 that there are
+    holds(choices > 0.95 * calls, f"the tokens must be drawn one by one: {calls} prompts have only "
+                                  f"{choices} different choices of tokens")
 
 
 def test_the_text_s_outputs_are_kept(ex, draw):

@@ -91,7 +91,7 @@ def test_only_the_named_parameters_lose_their_state(ex, draw):
 
 @pytest.mark.points(2)
 def test_a_chain_is_one_adapter_of_the_summed_rank(ex, draw):
-    for ranks in ((2, 1, 3), (2,)):
+    for ranks in ((2, 1, 3), (2, 2), (2,)):
         links = [(draw(r, N), draw(M, r)) for r in ranks]
         A, B = several(ex.as_one(links), 2, "as_one")
         tensor(A, (sum(ranks), N), "A of the chain"), tensor(B, (M, sum(ranks)), "B of the chain")

@@ -40,7 +40,8 @@ def with_sum_of_columns(B):
 
 
 def test_projection_is_one(ex, draw):
-    for B in (draw(M, R), with_zero_column(draw(M, R)), with_sum_of_columns(draw(M, R))):
+    for B in (draw(M, R), draw(M, R) * 1e-3 ** torch.arange(R), with_zero_column(draw(M, R)),
+              with_sum_of_columns(draw(M, R))):
         H = tensor(ex.projection(B), (M, M), "H")
         same(H @ H, H, "H H must be H", tolerance=1e-8)
         same(H, H.T, "H must be symmetric", tolerance=1e-8)
@@ -83,7 +84,7 @@ def test_frozen_factor_favours_no_direction(ex, seed):
 @pytest.mark.points(3)
 def test_direction_moves_the_weight_by_the_projected_gradient(ex, draw):
     G = draw(M, N)
-    for B in (draw(M, R), 10 * draw(M, R), with_zero_column(draw(M, R)),
+    for B in (draw(M, R), draw(M, R) * 1e-3 ** torch.arange(R), with_zero_column(draw(M, R)),
               with_sum_of_columns(draw(M, R))):
         grad_A = S * B.T @ G
         D = tensor(ex.direction(grad_A, B, S), grad_A.shape, "D")
@@ -120,15 +121,3 @@ def test_a_chain_reaches_the_solution_and_the_loss_only_falls(ex, draw, seed, qu
         before = after
     holds(after < 1e-6 * start, f"200 links must reach the solution: the loss fell from {start:.3g}"
                                 f" to {after:.3g} only")
-
-
-def test_a_fixed_factor_stalls_where_it_must(ex, draw, seed, quadratic):
-    best, C, lr = quadratic
-    W0, B = draw(M, N), ex.frozen_factor(M, R, seed)
-    A = torch.zeros(R, N, dtype=C.dtype)
-    for _ in range(100):
-        A = A - lr * ex.direction(S * B.T @ (W0 + S * B @ A - best) @ C, B, S)
-    unseen = W0 - onto(B) @ (W0 - best)  # only what B sees is corrected
-    same(loss(W0 + S * B @ A, quadratic), loss(unseen, quadratic),
-         "with one B for ever, the loss must stall at that of what B does not see")
-    holds(loss(unseen, quadratic) > 1e-6, "B must leave something unseen")

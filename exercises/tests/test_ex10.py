@@ -106,10 +106,14 @@ def test_the_layers_of_a_round_are_different_and_always_the_same(ex):
 
 def test_every_choice_of_layers_comes_equally_often(ex):
     rounds = 2000
-    found = Counter(frozenset(ex.chosen_layers(list(NAMES), 2, round)) for round in range(rounds))
-    share = 1 / 10  # of one of the pairs of 5 names
-    off = 6 * (rounds * share * (1 - share)) ** 0.5  # by chance, once in 10⁸
+    chosen = [frozenset(ex.chosen_layers(list(NAMES), 2, round)) for round in range(rounds)]
+    found = Counter(chosen)
+    chance = 1 / 10  # of one of the pairs of 5 names
+    off = 6 * (rounds * chance * (1 - chance)) ** 0.5  # by chance, once in 10⁸
     for pair in map(frozenset, combinations(NAMES, 2)):
-        holds(abs(found[pair] - rounds * share) < off,
+        holds(abs(found[pair] - rounds * chance) < off,
               f"in {rounds} rounds, {' and '.join(sorted(pair))} are chosen {found[pair]} times in "
-              f"place of about {rounds * share:.0f}")
+              f"place of about {rounds * chance:.0f}")
+    repeated = sum(first == second for first, second in zip(chosen, chosen[1:]))
+    holds(abs(repeated - rounds * chance) < off, f"of {rounds} rounds {repeated} have the layers of "
+          f"the round before, in place of about {rounds * chance:.0f}")

@@ -54,19 +54,6 @@ def test_the_snip_score_is_the_slope_along_each_entry_of_w(ex, layer):
                                       "loss changes when that entry is multiplied by a factor")
 
 
-def test_at_the_start_the_dense_weight_has_a_score_and_the_factors_have_none(ex, layer, draw):
-    W, loss = layer
-    A, B = draw(2, 5), torch.zeros(6, 2, dtype=W.dtype)
-    grad_A, grad_B = gradients(lambda A, B: loss(W + 1.7 * B @ A), A, B)
-    for what, score in {"A's gradient norm": ex.gradient_score(grad_A),
-                        "A's SNIP score": ex.snip_score(A, grad_A),
-                        "B's SNIP score": ex.snip_score(B, grad_B)}.items():
-        holds(number(score, "a score") == 0, f"with B = 0, {what} is 0, not {float(score):.3g}")
-    [G] = gradients(loss, W)
-    for score in (ex.gradient_score(G), ex.snip_score(W, G)):
-        holds(number(score, "a score") > 1e-6, f"W's scores are not 0 there, as {float(score):.3g} is")
-
-
 @pytest.mark.points(2)
 def test_with_equal_costs_no_other_choice_is_better(ex, draw):
     names = letters(7)
@@ -107,6 +94,10 @@ def test_equals_go_by_name(ex):
             # c leaves 25: a.10 (14) and then a.2 (11) fit exactly
             holds(enabled == {"a.10", "a.2", "c"}, f"of layers with equal scores, {score:g}, a.10 "
                   f"and a.2 come first in the alphabet; your list has {sorted(enabled)}")
+    names = ["h.2.a", "h.10.b", "h.1.z"]
+    enabled = checked(ex, dict.fromkeys(names, 1.0), dict.fromkeys(names, 10), 20)
+    holds(enabled == {"h.1.z", "h.10.b"}, "of layers with equal scores, h.1.z and h.10.b come "
+          f"before h.2.a in the alphabet; your list has {sorted(enabled)}")
 
 
 @pytest.mark.points(2)

@@ -67,19 +67,6 @@ def test_the_flops_forward_are_those_of_its_products(ex):
             holds(found[way] == flops,
                   f"forward, {way}: {found[way]} flops for tokens {tokens}, n {n}, m {m} and r {r} "
                   "are not those of its products")
-        holds(by_hand[min(found, key=found.get)] == min(by_hand.values()),
-              f"for {tokens} tokens the way that seems the cheapest is not")
-
-
-def test_the_dense_way_forward_pays_from_the_threshold_on(ex):
-    for n, m in [(256, 768), (256, 256), (1024, 256), (7, 5)]:
-        threshold = n * m / (n + m)
-        for tokens in (1, int(threshold), int(threshold) + 1, 10 * n):
-            flops = only(ex.forward_flops(tokens, n, m, 4), ("thin", "dense"), "forward_flops")
-            saved = flops["thin"] - flops["dense"]
-            holds((saved > 0) == (tokens > threshold) and (saved == 0) == (tokens == threshold),
-                  f"with n {n} and m {m}, the dense way saves {saved} flops for {tokens} tokens; "
-                  f"it must save some above {threshold:.5g} tokens, and none below")
 
 
 @pytest.mark.points(3)
@@ -103,8 +90,6 @@ def test_the_flops_back_are_those_of_its_products(ex):
             holds(found[way] == flops,
                   f"back, {way}: {found[way]} flops for tokens {tokens}, n {n}, m {m} and r {r} "
                   "are not those of its products")
-        holds(by_hand[min(found, key=found.get)] == min(by_hand.values()),
-              f"for {tokens} tokens the way that seems the cheapest is not")
 
 
 @pytest.mark.points(2)

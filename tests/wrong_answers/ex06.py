@@ -59,6 +59,12 @@ def initial(d, m):
     return {"W_down": torch.randn(m, d) / d ** 0.5, "b_down": torch.zeros(m),
             "W_up": torch.zeros(1).expand(d, m), "b_up": torch.zeros(d)}
 
+# wrong: b_down and W_up are one place in memory
+def initial(d, m):
+    zeros = torch.zeros(d * m)
+    return {"W_down": torch.randn(m, d) / d ** 0.5, "b_down": zeros[:m],
+            "W_up": zeros.view(d, m), "b_up": torch.zeros(d)}
+
 # right: another style
 import math
 

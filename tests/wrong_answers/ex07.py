@@ -79,6 +79,12 @@ def initial(wte, p):
     start = torch.randint(len(wte) - p + 1, ()).item()
     return wte[start:start + p].clone()
 
+# wrong: the tokens are evenly spaced
+def initial(wte, p):
+    step = len(wte) // p
+    start = torch.randint(step, ()).item()
+    return wte[start::step][:p].clone()
+
 # right: another style
 import random
 

@@ -87,6 +87,10 @@ def frozen_factor(m, r, seed):
         kept[m, r, seed] = torch.linalg.qr(torch.randn(m, r, dtype=torch.float64))[0]
     return kept[m, r, seed]
 
+# wrong: a short column is taken for a zero one
+def projection(B):
+    return B @ torch.linalg.pinv(B, rtol=0.1)
+
 # right: another style
 import torch
 

@@ -99,6 +99,15 @@ def allocate(scores, costs, budget):
             budget -= costs[name]
     return enabled
 
+# wrong: of equals the last word of the name decides
+def allocate(scores, costs, budget):
+    enabled = []
+    for name in sorted(scores, key=lambda name: (-scores[name], name.split(".")[-1], name)):
+        if costs[name] <= budget:
+            enabled.append(name)
+            budget -= costs[name]
+    return enabled
+
 # right: another style
 import torch
 
