@@ -1,4 +1,4 @@
-"""model.py: weights from files of GPT-2 and of train.py, and generate."""
+"""model.py: the forward pass, weights from files of GPT-2 and of train.py, and generate."""
 import json
 from pathlib import Path
 
@@ -23,6 +23,62 @@ def gpt2(transformers, **changes):
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return model.eval()
+
+
+# ---- The forward pass ----------------------------------------------------------------------------
+
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+TARGETS = torch.randint(60, (3, 20), generator=torch.Generator().manual_seed(1))
+
+
+def tiny_gpt():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(32, 60, n_layer=2, n_head=2, n_embd=16)).double()
+
+
+def test_parameters_have_the_names_of_hugging_faces_gpt2_and_embeddings_are_tied():
+    model = tiny_gpt()
+    layers = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    owners = [f"transformer.h.{i}.{layer}" for i in range(2) for layer in layers]
+    names = {"transformer.wte.weight", "transformer.wpe.weight"}
+    for owner in [*owners, "transformer.ln_f"]:
+        names |= {f"{owner}.weight", f"{owner}.bias"}
+    assert {name for name, _ in model.named_parameters()} == names
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_position_does_not_see_later_ones():
+    model = tiny_gpt()
+    torch.testing.assert_close(model(IDX[:, :5])[0], model(IDX)[0][:, :5], **EXACT)
+
+
+@pytest.mark.parametrize("given", [20, 12, 5])
+def test_the_loss_is_the_mean_cross_entropy_of_the_targets_that_are_not_minus_1(given):
+    model = tiny_gpt()
+    logits, none = model(IDX)
+    assert none is None
+    # The last five positions count, and the last `given` positions are computed.
+    losses = -torch.log_softmax(logits, -1).gather(2, TARGETS[:, :, None])[:, :, 0]
+    targets = TARGETS.clone()
+    targets[:, :15] = -1
+    computed, loss = model(IDX, targets[:, -given:])
+    torch.testing.assert_close(loss, losses[:, 15:].mean(), **EXACT)
+    torch.testing.assert_close(computed, logits[:, -given:], **EXACT)
+
+
+def test_a_shape_that_does_not_fit_is_one_sentence():
+    with pytest.raises(ValueError, match="33 tokens.*block_size allows 32"):
+        tiny_gpt()(torch.zeros(1, 33, dtype=torch.long))
+    with pytest.raises(ValueError, match="n_embd 16 must be a multiple of n_head 3"):
+        GPTConfig(n_embd=16, n_head=3)
+
+
+def test_it_compiles_without_a_graph_break():
+    model = tiny_gpt()
+    targets = TARGETS.masked_fill(TARGETS < 5, -1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(IDX, targets)[1], model(IDX, targets)[1], **EXACT)
 
 
 # ---- GPT.from_pretrained -------------------------------------------------------------------------
@@ -95,6 +151,18 @@ def test_a_damaged_file_is_one_sentence(tmp_path, file, contents):
     with pytest.raises(ValueError, match=f"{file} is damaged") as error:
         GPT.from_pretrained(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_shipped_model_and_a_runs_model_load_with_dropout_and_tied_embeddings(tmp_path):
+    base = GPT.from_pretrained(dropout=0.25)
+    assert base.config == GPTConfig(128, 2048, n_layer=4, n_head=4, n_embd=256, dropout=0.25)
+    model = tiny_gpt().float()
+    state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    torch.save({"config": vars(model.config), "model": state}, tmp_path / "model.pt")
+    loaded = GPT.from_pretrained(str(tmp_path / "model.pt"))
+    assert loaded.config == model.config
+    assert torch.equal(loaded(IDX)[0], model(IDX)[0])
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
 
 
 def test_no_checkpoint_is_one_sentence(tmp_path):
