@@ -248,8 +248,9 @@ def read_tensors(path):
             raise ValueError(f"{path} is damaged: {error}")
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
-        raise ValueError(f"{path} is damaged or not a checkpoint")
+    except (RuntimeError, EOFError, KeyError, OSError, TypeError, ValueError,
+            pickle.UnpicklingError):  # torch raises all of these for a damaged file
+        raise ValueError(f"{path} is missing, damaged or not a checkpoint")
 
 
 def from_gpt2(path, tensors):

@@ -142,7 +142,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "model.pt"])
 @pytest.mark.parametrize("contents", [b"", LFS, b"<!DOCTYPE html>", "cut"])
 def test_a_damaged_file_is_one_sentence(tmp_path, file, contents):
-    path, tensors = tmp_path / file, {"weight": torch.zeros(50)}
+    path, tensors = tmp_path / file, {"weight": torch.zeros(5000)}
     if file == "model.safetensors":
         pytest.importorskip("safetensors.torch").save_file(tensors, path)
     else:
