@@ -111,8 +111,8 @@ def double(args, device):
 
 
 def test_a_flag_wins_over_the_methods_preset_and_reaches_the_model_and_the_optimizer():
-    flags = ("--method loraga --rank 4 --alpha 3 --no-rslora --dropout 0.2 --targets c_fc --lr 0.25 "
-             "--lr_ratio 4 --betas 0.1 0.2 --weight_decay 0.3 --model_dropout 0.4 "
+    flags = ("--method loraga --rank 4 --alpha 3 --no-rslora --dropout 0.2 --targets c_fc "
+             "--lr 0.25 --lr_ratio 4 --betas 0.1 0.2 --weight_decay 0.3 --model_dropout 0.4 "
              "--base_dtype bfloat16")
     args = train.parse_args(flags.split())
     model = train.build_model(args, "cpu")
@@ -605,7 +605,7 @@ BAD_FLAGS = [
     ("--data latin.txt", "--data latin.txt, line 1: not UTF-8"),
     ("--data short.txt", "--data short.txt is too short"),
     ("--init_from nowhere", "--init_from: nowhere is not a checkpoint's file or folder"),
-    ("--init_from short.txt", "--init_from: short.txt is damaged or not a checkpoint"),
+    ("--init_from short.txt", "--init_from: short.txt is missing, damaged or not a checkpoint"),
     ("--device abacus", "--device abacus is not on this machine"),
     ("--device cuda:77", "--device cuda:77 is not on this machine"),
     ("--out_dir short.txt/o", "--out_dir short.txt/o cannot be used"),
