@@ -277,7 +277,8 @@ def test_loraga_starts_from_the_gradient_of_the_first_four_batches(tiny):
     assert torch.equal(weight, layer.linear.weight)
 
 
-def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny):
+@pytest.mark.parametrize("flag", ["--dtype bfloat16", "--base_dtype bfloat16"])
+def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny, flag):
     seen = set()
 
     def build_model(args, device):
@@ -286,8 +287,7 @@ def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny):
             lambda module, inputs, y: seen.add((torch.is_grad_enabled(), y.dtype)))
         return model
 
-    flags = "--method loraga --dtype bfloat16 --base_dtype bfloat16 --steps 20 --lr 3e-3"
-    train.train(tiny(flags), build_model=build_model)
+    train.train(tiny(f"--method loraga --steps 20 --lr 3e-3 {flag}"), build_model=build_model)
     assert (True, torch.bfloat16) in seen and (True, torch.float32) not in seen
     assert {value.dtype for value in checkpoint()["model"].values()} == {torch.float32}
     assert sum(losses()[-5:]) < 0.99 * sum(losses()[:5])
