@@ -10,7 +10,7 @@ pytest.importorskip("sacrebleu")
 
 import lora
 from data.files import InputError
-from experiments import llm, smollm
+from experiments import llm, llm_measure, smollm
 
 END = 1
 
@@ -168,8 +168,9 @@ def test_a_missing_package_is_one_sentence():
 
 def test_peft_starts_where_lora_starts_and_goes_the_same_way(task):
     pytest.importorskip("peft")
-    ours = llm.Measured(lora.apply_lora(tiny(), smollm.RANK, targets=smollm.TARGETS), lr=1e-2)
-    theirs = llm.Measured(llm.start_peft(ours.model), lr=1e-2)
+    model = lora.apply_lora(tiny(), smollm.RANK, targets=smollm.TARGETS)
+    ours = llm_measure.Measured(model, lr=1e-2)
+    theirs = llm_measure.Measured(llm_measure.start_peft(ours.model), lr=1e-2)
     for step in range(8):
         for each in (ours, theirs):
             each.step(1.0, smollm.draw_batch(task, 0, step))

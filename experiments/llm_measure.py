@@ -1,0 +1,183 @@
+"""SmolLM2 on E2E NLG: what a step costs, LoRA beside Hugging Face's PEFT, LoRA-GA's first step.
+
+    python -m experiments.llm_measure costs    seconds a step and memory of each method
+    python -m experiments.llm_measure peft     LoRA here and in PEFT: losses, time, memory
+    python -m experiments.llm_measure cosines  how well LoRA-GA's first step follows the gradient
+
+The first two need a machine that does nothing else. experiments.llm says what to install.
+"""
+import argparse
+import copy
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import lora
+from data.files import number, run_command, write_csv
+from experiments import llm, smollm
+
+# ==== Costs: time, memory, PEFT beside it =========================================================
+
+
+def resident_mib(field):
+    """This process's memory in MiB: VmRSS is now, VmHWM the peak. NaN where there is no /proc."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return math.nan
+    [line] = [line for line in path.read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) / 1024
+
+
+def forget_peak():
+    """Makes VmHWM start again from VmRSS."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def costs(args, base, task):
+    """Seconds a step and peak memory of each method, to results/llm_costs.csv.
+
+    The memory is what a run adds to the process: its copy of the model, optimizer, activations.
+    """
+    rows = []
+    for method in llm.METHODS:
+        options = llm.parse_args(["--method", method, "--seed", str(args.seed)])
+        forget_peak()
+        before = resident_mib("VmRSS")
+        model, optimizer = smollm.start(options, base, task)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        seconds = []
+        for step in range(10):
+            batch = smollm.draw_batch(task, args.seed, step)
+            started = time.perf_counter()
+            smollm.train_step(method, model, optimizer, rates, 1.0, batch)
+            seconds.append(time.perf_counter() - started)
+        rows.append({"method": method, "seconds_per_step": f"{statistics.median(seconds):.2f}",
+                     "peak_mib": round(resident_mib("VmHWM") - before)})
+        print(rows[-1], flush=True)
+        del model, optimizer
+    write_csv(llm.RESULTS / "llm_costs.csv", list(rows[0]), rows)
+
+
+def start_peft(ours):
+    """The same adapter in PEFT: a copy of the base model, and the same A and B."""
+    smollm.need("peft")
+    import peft
+
+    layers = lora.lora_layers(ours)
+    base = lora.merge_and_unload(copy.deepcopy(ours))  # B is zero: the base's weights
+    config = peft.LoraConfig(r=smollm.RANK, lora_alpha=smollm.RANK,
+                             target_modules=list(smollm.TARGETS))
+    model = peft.get_peft_model(base, config).base_model.model
+    for name, module in model.named_modules():
+        if name in layers:
+            module.lora_A.default.weight.data.copy_(layers[name].lora_A)
+    return model
+
+
+@dataclass
+class Measured:
+    """A model with its optimizer, and what its steps took."""
+    model: torch.nn.Module
+    lr: float = 1e-3
+
+    def __post_init__(self):
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.95),
+                                           weight_decay=0.0, fused=True)
+        self.losses = []
+        self.seconds = []
+        self.mib = []
+
+    def step(self, scale, batch):
+        forget_peak()
+        before = resident_mib("VmRSS")
+        started = time.perf_counter()
+        loss = smollm.train_step("lora", self.model, self.optimizer, [self.lr], scale, batch)
+        self.seconds.append(time.perf_counter() - started)
+        self.mib.append(resident_mib("VmHWM") - before)
+        self.losses.append(loss)
+
+
+def peft_ratios(args, base, task):
+    """LoRA here and in PEFT from the same A, on the same batches, in turns -> prints the ratios.
+
+    The memory is what a step adds to the model: activations and gradients.
+    """
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(args.seed)
+        model = copy.deepcopy(base).to(dtype)
+        ours = Measured(lora.apply_lora(model, smollm.RANK, targets=smollm.TARGETS))
+        theirs = Measured(start_peft(ours.model))
+        for step in range(args.steps):
+            scale = smollm.schedule(step, args.steps)
+            for each in (ours, theirs):
+                each.step(scale, smollm.draw_batch(task, args.seed, step))
+        difference = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses))
+        print(f"{dtype}, {args.steps} steps: the losses differ by at most {difference:.1e}")
+        for name in ("seconds", "mib"):
+            here, there = (statistics.median(getattr(each, name)) for each in (ours, theirs))
+            print(f"    {name} a step: {here:.2f} here, {there:.2f} in PEFT, ratio "
+                  f"{here / there:.2f}", flush=True)
+
+
+# ==== LoRA-GA's first step ========================================================================
+
+
+def cosine(X, Y):
+    return ((X * Y).sum() / (X.norm() * Y.norm())).item()
+
+
+def cosines(args, base, task):
+    """The cosine of a first step of gradient descent with −G: LoRA-GA, the best of rank 2r, LoRA.
+
+    Median over the layers, for 4 batches of training rows. Writes results/llm_cosines.csv.
+    """
+    model = lora.apply_lora(copy.deepcopy(base), smollm.RANK, targets=smollm.TARGETS)
+    batches = [smollm.draw_batch(task, args.seed, step) for step in range(smollm.GA_BATCHES)]
+    gradients = lora.summed_gradients(model, batches, smollm.loss_of)
+    singular = {name: torch.linalg.svdvals(G) for name, G in gradients.items()}
+    torch.manual_seed(args.seed)
+    rows = []
+    for rank in (1, 2, 4, 8, 16, 32):
+        found = {"rank": rank, "lora_ga": [], "best": [], "lora": []}
+        for name, G in gradients.items():
+            A, B = lora.lora_ga_factors(G, rank)
+            found["lora_ga"].append(cosine(B @ (B.T @ G) + (G @ A.T) @ A, G))
+            squares = singular[name].square()
+            found["best"].append((squares[:2 * rank].sum() / squares.sum()).sqrt().item())
+            A = torch.empty(rank, G.shape[1])
+            torch.nn.init.kaiming_uniform_(A, a=5 ** 0.5)
+            found["lora"].append(cosine((G @ A.T) @ A, G))
+        row = {name: value if name == "rank" else f"{statistics.median(value):.4f}"
+               for name, value in found.items()}
+        print(row, flush=True)
+        rows.append(row)
+    write_csv(llm.RESULTS / "llm_cosines.csv", list(rows[0]), rows)
+
+
+# ==== The command =================================================================================
+
+MEASUREMENTS = {"costs": costs, "peft": peft_ratios, "cosines": cosines}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m experiments.llm_measure", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", choices=MEASUREMENTS)
+    add("--seed", type=number(int, 0), default=0, help="of the batches and of A")
+    add("--steps", type=number(int, 1), default=50, help="steps of peft")
+    args = parser.parse_args()
+    smollm.need(*smollm.PACKAGES)
+    base, tokenizer = smollm.load_base()
+    MEASUREMENTS[args.what](args, base, smollm.load_task(tokenizer))
+
+
+if __name__ == "__main__":
+    run_command(main)
