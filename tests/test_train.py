@@ -277,8 +277,9 @@ def test_loraga_starts_from_the_gradient_of_the_first_four_batches(tiny):
     assert torch.equal(weight, layer.linear.weight)
 
 
-@pytest.mark.parametrize("flag", ["--dtype bfloat16", "--base_dtype bfloat16"])
-def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny, flag):
+@pytest.mark.parametrize("flags", ["--method lora --dtype bfloat16",
+                                   "--method loraga --base_dtype bfloat16"])
+def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny, flags):
     seen = set()
 
     def build_model(args, device):
@@ -287,7 +288,7 @@ def test_bfloat16_computes_in_bfloat16_and_trains_float32_factors(tiny, flag):
             lambda module, inputs, y: seen.add((torch.is_grad_enabled(), y.dtype)))
         return model
 
-    train.train(tiny(f"--method loraga --steps 20 --lr 3e-3 {flag}"), build_model=build_model)
+    train.train(tiny(flags + " --steps 20 --lr 3e-3"), build_model=build_model)
     assert (True, torch.bfloat16) in seen and (True, torch.float32) not in seen
     assert {value.dtype for value in checkpoint()["model"].values()} == {torch.float32}
     assert sum(losses()[-5:]) < 0.99 * sum(losses()[:5])
@@ -750,5 +751,7 @@ def test_advice_has_commands_for_this_run_and_a_lower_rate_where_much_is_forgott
     rows = [{"step": "0", "metric": "5.0"}, {"step": "1000", "metric": "1.0"}]
     lines = "\n".join(train.what_is_next(args, result, rows))
     assert "python sample.py --adapter o " in lines
-    assert "train.py --method full --data my_notes.txt --init_from gpt2" in lines
+    same = "--data my_notes.txt --val_data 'x y.txt' --init_from gpt2"
+    assert f"train.py --method full {same}  " in lines
+    assert f"experiments.compare {same}  " in lines
     assert "--lr 0.01: a lower rate forgets less than 1.5 nats" in lines
