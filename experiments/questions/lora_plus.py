@@ -36,7 +36,7 @@ def draw_toy(panel, step):
     field = [[losses[lr_A, lr_B] for lr_A in rates] for lr_B in rates]
     half = (rates[1] / rates[0]) ** 0.5
     edges = [rates[0] / half, *(lr * half for lr in rates)]
-    squares = panel.pcolormesh(edges, edges, field, norm="log", cmap="viridis_r", vmin=1e-3, vmax=1)
+    squares = panel.pcolormesh(edges, edges, field, norm="log", cmap="viridis_r", vmin=1e-2, vmax=1)
     best = min(losses, key=losses.get)
     panel.plot(*best, "x", color="white", markersize=12, markeredgewidth=3)
     panel.axline((1e-2, 1e-2), (1, 1), color="dimgray", linestyle=":", lw=1)
@@ -72,7 +72,7 @@ RUNS = {  # name: method, learning rate, steps between two evaluations
     "LoRA+": ("loraplus", 2e-3, 20),
     "LoRA-GA": ("loraga", 1e-3, 20),
     "LoRA, every 100 steps": ("lora", 5e-3, 100),
-    "LoRA-GA at twice the rate, every 100 steps": ("loraga", 2e-3, 100),
+    "LoRA-GA, every 100 steps": ("loraga", 2e-3, 100),
 }
 speed = {name: Variant(method, (lr,), f"--eval_interval {every}" if every == 20 else "")
          for name, (method, lr, every) in RUNS.items()}

@@ -22,9 +22,8 @@ def shared_table(found):
         row = [NAMES[method]]
         for lr in (SHARED, RATE[method]):
             row.append(question.short(rates[lr]) if lr in rates else "–")
-        rows.append([*row, f"{RATE[method]:g}"])
-    return compare.markdown(["exact match, %", f"all with {SHARED:g}", "each with its own", "lr"],
-                            rows)
+        rows.append(row)
+    return compare.markdown(["exact match, %", f"all with {SHARED:g}", "each with its own"], rows)
 
 
 # ==== Do Adam's betas decide as much as the method? ===============================================
@@ -121,9 +120,10 @@ def system_table(found):
     rows = []
     for name in systems:
         lr, results = question.best(compare.at_rates(found, name))
-        rows.append([name, lr, question.short(results), question.short(results, "forgotten"),
+        rows.append([name, lr, compare.spread(results, "learned", "{:.1%}"),
+                     compare.spread(results, "forgotten", "{:.2f}"),
                      f"{compare.median(results, 'trained'):,.0f}"])
-    return compare.markdown(["system", "lr", "exact match, %", "forgotten", "trained"], rows)
+    return compare.markdown(["system", "lr", "exact match", "forgotten, nats", "trained"], rows)
 
 
 # What do restarts cost? 1000 steps in links of 25 to 200 steps, and in a single link.
