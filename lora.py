@@ -49,18 +49,21 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like_W0))
         self.lora_B = nn.Parameter(torch.empty(linear.out_features, rank, **like_W0))
 
-        # Zero, unless LoRA-GA starts from factors A0, B0 and makes linear.weight W0 − s·B0A0.
+        # LoRA-GA's start, after which linear.weight is W0 − s·B0A0. Without LoRA-GA both are zero.
         self.register_buffer("lora_A0", torch.empty_like(self.lora_A, requires_grad=False))
         self.register_buffer("lora_B0", torch.empty_like(self.lora_B, requires_grad=False))
         self.unmerged_weight = None  # what linear.weight was before merge()
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(load_base_weight)
+        self.register_load_state_dict_pre_hook(load_base_weight)  # takes a base model's checkpoint
         self.train(linear.training)  # a new module is in training mode
 
     @torch.no_grad()
     def reset_parameters(self):
-        """A random as in the authors' code (their paper has a Gaussian), B zero, so that BA = 0."""
-        A = torch.empty_like(whole(self.lora_A))  # drawn whole also where FSDP2 has split it
+        """A random as in the authors' code (their paper has a Gaussian), B zero, so that BA = 0.
+
+        Not after LoRA-GA, which has changed linear.weight.
+        """
+        A = torch.empty_like(whole(self.lora_A))  # the same A with and without FSDP2
         nn.init.kaiming_uniform_(A, a=5**0.5)  # U(−1/√d_in, 1/√d_in)
         self.lora_A.copy_(sharded_like(self.lora_A, A))
         for zero in (self.lora_B, self.lora_A0, self.lora_B0):
@@ -68,7 +71,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., d_in) -> (..., d_out)."""
-        y = self.linear(x)  # x W0ᵀ + b
+        y = self.linear(x)  # x W0ᵀ + b, with linear.weight for W0
         if not self.merged:
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
             B_T = B.T.contiguous()  # for speed alone: 8 to 12 % of a step at width 256
@@ -166,8 +169,8 @@ def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
     Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061), with which the cosine of LoRA-GA's first step with −G is 1 % below the best possible
-    if G's singular values decay, and 2 to 7 % for white noise, depending on the shape.
+    0909.4061). The cosine of LoRA-GA's first step with −G is then below the best possible: by 1 %
+    if G's singular values decay, by 2 to 7 % (depending on the shape) if G is white noise.
     """
     with no_autocast(G):
         if min(G.shape) <= max(512, 2 * k):  # the sketch needs 2k columns
@@ -197,9 +200,9 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
     batches, loss_fn  an iterable, the same in every process, and loss_fn(model, batch) -> a scalar
     gamma             the larger, the smaller the factors
-    A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, and leaves the
-    model as it was: no LoRA layer, 2r > min(d_in, d_out), an adapter that has been trained, started
-    or merged, gradients that are not finite or all zero.
+    A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, with the model
+    unchanged, if there is no LoRA layer; if 2r > min(d_in, d_out); if the adapter has been trained,
+    started or merged; if the gradients are not finite or all zero.
     """
     layers = lora_layers(model)
     if not layers:
@@ -230,14 +233,14 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 @torch.no_grad()
 def start_from(layer, A0, B0):
     """Starts a fresh layer at A = A0, B = B0, and W0 ← W0 − s·B0A0 so that W stays."""
-    W0 = layer.linear.weight
-    with no_autocast(W0):
-        moved = (W0 - layer.scale * B0 @ A0).to(W0.dtype)
-    layer.linear.weight = nn.Parameter(moved, requires_grad=False)  # a layer tied to it keeps W0
     layer.lora_A.copy_(A0)
     layer.lora_A0.copy_(A0)
     layer.lora_B.copy_(B0)
     layer.lora_B0.copy_(B0)
+    W0 = layer.linear.weight
+    with no_autocast(W0):
+        moved = (W0 - layer.scale * layer.lora_B0 @ layer.lora_A0).to(W0.dtype)
+    layer.linear.weight = nn.Parameter(moved, requires_grad=False)  # a layer tied to it keeps W0
 
 
 def summed_gradients(model, batches, loss_fn):
@@ -308,7 +311,7 @@ def damped_inverse(gram, damping):
     """
     delta = (4 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=damping)
     I = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex: a GPU need not wait
+    L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex skips a check for which the CPU waits
     return torch.cholesky_inverse(L)
 
 
@@ -322,10 +325,10 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions in every optimizer.step(), after any clipping -> a handle to remove() it by.
 
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
-    larger damping (the authors tuned theirs from 1e-6 to 100). While B is still small, the inverse
-    makes A's gradient large, by a factor σ/(σ² + δ), at most 1/(2√δ), for a singular value σ of B.
-    AdamW's default β₂ = 0.999 remembers that for a thousand steps, and A hardly moves. In this
-    project's addition task such a run learns 17 % of the sums instead of 94 %.
+    larger damping (the authors tuned theirs from 1e-6 to 100). While B is small, the inverse
+    enlarges A's gradient: along a singular value σ of B it is σ/(σ² + δ) times s·G, up to 1/(2√δ),
+    instead of σ times. AdamW's default β₂ = 0.999 remembers that for a thousand steps, and A hardly
+    moves. In this project's addition task such a run learns 17 % of the sums instead of 94 %.
 
     A closure is refused, since it computes new gradients after this. LBFGS and Lightning's
     automatic optimization pass one: call precondition_gradients before the step there.
@@ -358,8 +361,8 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
     targets  the end of a layer's name, or several: "c_proj", or "attn.c_proj"
     The other arguments are LoRALinear's. A new head that is to train in full:
     model.classifier.requires_grad_(True) afterwards; the adapter file holds it too.
-    Raises ValueError, and leaves the model as it was: it carries LoRA already, a target matches no
-    linear layer, or the rank or the dropout does not fit.
+    Raises ValueError, with the model unchanged, if it carries LoRA already, if a target matches no
+    linear layer, or if the rank or the dropout does not fit.
     """
     if lora_layers(model):
         raise ValueError("apply_lora needs a model without LoRA: this one already carries it")
@@ -458,8 +461,8 @@ def adapter_state_dict(model):
 def load_adapter(model, state):
     """Puts what adapter_state_dict gave on the untouched base model, in place -> model.
 
-    LoRA layers that the model carries already are taken out. What the state holds can train on,
-    without dropout. The rest is frozen. Raises ValueError with the name of what does not fit.
+    LoRA layers that the model carries already are taken out. What the state holds stays trainable,
+    with dropout 0. The rest is frozen. Raises ValueError with the name of what does not fit.
     """
     present = lora_layers(model).values()
     if any(layer.merged or layer.lora_B0.any() for layer in present):
@@ -496,7 +499,7 @@ def load_base_weight(layer, state_dict, prefix, *_):
     """Runs before a layer loads: a base model's checkpoint has `weight`, not `linear.weight`."""
     for part in ("weight", "bias"):
         if prefix + part in state_dict:
-            # On the meta device nothing can be read, and nothing has been started.
+            # A meta tensor has no values to read, and LoRA-GA cannot have started such a layer.
             started = not layer.lora_B0.is_meta and layer.lora_B0.any()
             if started or layer.merged:
                 raise ValueError("load the base model before LoRA-GA's start and before merging")
@@ -540,6 +543,7 @@ def check_factors(linear, A, B, scale, name):
                          "scale")
     if (len(B), A.shape[1]) != linear.weight.shape or B.shape[1] != len(A):
         raise ValueError(f"the adapter does not fit the model at {name}")
+    check_linear(linear, len(A), name)
 
 
 def replace_modules(model, replacements):

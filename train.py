@@ -4,9 +4,6 @@
     python train.py --data pairs.jsonl                 on your own prompts and completions
     python train.py --data notes.txt --init_from gpt2  on any text, from GPT-2's weights
     torchrun --nproc_per_node=4 train.py               the same run, its batches split in four
-
-From top to bottom: the flags, the model and the optimizer, the training loop, the files of a run,
-its report.
 """
 import argparse
 import csv
@@ -62,8 +59,8 @@ def build_parser():
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
     positive, not_negative = number(float, 1e-12, 1e36), number(float, 0)
     path, yes_or_no = os.path.expanduser, argparse.BooleanOptionalAction
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\nFrom")[0],
-                                     formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter,
+                                     allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"train.py: {message}\n")
 
     add = parser.add_argument_group("method").add_argument
@@ -223,8 +220,8 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
           start=start_lora_ga, after_step=None):
     """Runs what `parse_args` returned -> the dict in result.json, in the first process.
 
-    Experiments and exercises pass functions of their own for build_model, build_optimizer (whose
-    groups hold their peak learning rates) and start, with the same arguments as above.
+    Experiments and exercises pass other functions, with the arguments of build_model, of
+    build_optimizer (whose groups hold their peak learning rates) and of start_lora_ga.
     after_step(model, optimizer, step) is called after each step, counted from 1.
     Raises InputError for what the user can correct.
     """
@@ -256,7 +253,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     def micro_batches(step):
         """A step's whole batch -> [(idx, targets, weight)], for all processes.
 
-        The loss ignores targets of −1. The weight is the fraction of the batch's other targets.
+        The loss ignores targets of −1. The weight is the micro-batch's fraction of the others.
         """
         idx, targets = task.batch(args.seed, step, args.batch_size)
         idx, targets = idx.to(device), targets.to(device)
@@ -268,7 +265,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
         first_step, seconds = 0, 0.0
-        before = after = evaluate(model, task, source)
+        before = after = evaluate(model, task, source)  # a checkpoint may precede the next one
         start(args, model, micro_batches)
     else:
         if checkpoint["checksum"] != task.checksum:
@@ -465,10 +462,12 @@ def open_log(args, first_step):
         if first_step > 0:  # later rows are computed again
             rows = [row for row in read_log(path) if int(row["step"]) <= first_step]
         else:
-            if args.overwrite or args.resume:
+            if args.resume:
+                path.unlink(missing_ok=True)
+            if args.overwrite:
                 for name in RUN_FILES:
                     path.with_name(name).unlink(missing_ok=True)
-            path.touch(exist_ok=False)
+            path.touch(exist_ok=False)  # fails if another run has created it meanwhile
         write_csv(path, LOG, rows)
         file = open(path, "a", buffering=1, encoding="utf-8", newline="")  # each row at once
     return csv.DictWriter(file, LOG, extrasaction="ignore", lineterminator="\n")
@@ -581,13 +580,13 @@ def what_is_next(args, result, rows):
         yield f"--lr {args.lr / 3:.1g}: a lower rate forgets less than {forgotten:.1f} nats"
 
     # The last quarter of the run: did the held-out figure still improve?
-    improvement = 1 if result["metric_name"] == "exact match" else -1
+    sign = 1 if result["metric_name"] == "exact match" else -1  # a loss improves downwards
     evaluated = [row for row in rows if row["metric"] and int(row["step"]) <= 0.75 * args.steps]
-    late = improvement * (result["metric_after"] - float(evaluated[-1]["metric"]))
+    late = sign * (result["metric_after"] - float(evaluated[-1]["metric"]))
     in_all = abs(result["metric_after"] - result["metric_before"])
-    if late > 0.05 * in_all:
+    if late > 0.1 * in_all:
         yield f"--steps {2 * args.steps}: this run was still learning"
-    if late < -0.05 * in_all:
+    if late < -0.1 * in_all:
         yield f"fewer --steps or a lower --lr: {result['metric_name']} was better earlier"
 
 
