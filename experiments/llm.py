@@ -200,6 +200,8 @@ def draw(rows, steps, path):
     for look, name in zip(plot.LOOKS, FIGURED):
         color, line, marker = look
         rates = compare.at_rates(found, name)
+        if not rates:
+            continue
         medians = [compare.median(runs, "learned") for runs in rates.values()]
         by_rate.plot(list(rates), medians, color=color, linestyle=line, marker=marker, label=name)
         runs = [result for result in found if result["method"] == name]
@@ -207,7 +209,9 @@ def draw(rows, steps, path):
                      color=color)
         points = [(max(docs - run["docs_before"], 0.001), loss)
                   for run in runs for _, loss, docs in run["path"]]
-        trade.step(*zip(*front(points)), where="post", color=color, linestyle=line, marker=marker)
+        if points:
+            trade.step(*zip(*front(points)), where="post", color=color, linestyle=line,
+                       marker=marker)
     by_rate.set(xscale="log", xlabel="learning rate", ylabel=plot.learned("loss"))
     trade.set(xscale="log", xlabel=plot.FORGOTTEN, ylabel=plot.learned("loss"))
     plot.name_lines(figure, by_rate, columns=len(FIGURED))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
+pytest.importorskip("matplotlib")
 
 import lora
 from data.files import InputError
@@ -154,6 +155,27 @@ def test_the_rate_is_chosen_by_rows_that_are_not_reported():
     found = {variant.flags(1e-3, 0, 9): {"loss": "1.0", "loss_to_choose": "2.0"},
              variant.flags(1e-2, 0, 9): {"loss": "3.0", "loss_to_choose": "1.0"}}
     assert llm.best_rate(found, variant, 9) == 1e-2
+
+
+def test_table_and_figure_of_runs_that_are_incomplete_or_diverged(tmp_path, capsys):
+    def row(loss, docs):
+        return {"loss": loss, "loss_to_choose": loss, "bleu": "50", "docs": docs, "trained": "9",
+                "path": f"1:3.0:{docs} 2:{loss}:{docs}"}
+
+    full, lora_variant = (llm.VARIANTS[name] for name in ("full fine-tuning", "LoRA"))
+    diverged = {**row("diverged", ""), "loss_to_choose": "", "bleu": "", "path": ""}
+    rows = {llm.BASE: row("3.0", "2.0"),
+            full.flags(full.rates[0], 0, 2): row("1.5", "2.25"),
+            lora_variant.flags(lora_variant.rates[0], 0, 2): row("1.25", "2.5"),
+            lora_variant.flags(lora_variant.rates[1], 0, 2): diverged}
+    llm.report(rows, 2, tmp_path / "llm.svg")
+    printed = capsys.readouterr().out
+    assert "| full fine-tuning | 1e-05 | 1.500 | 50.0 | 0.250 | 9 |" in printed
+    assert "| LoRA | 0.0003 | 1.250 | 50.0 | 0.500 | 9 |" in printed
+    assert "| LoRA | 0.500 (lr 0.0003; seeds: 1) |" in printed
+    assert (tmp_path / "llm.svg").stat().st_size > 1000
+    with pytest.raises(InputError, match="no runs"):
+        llm.report({}, 2, tmp_path / "llm.svg")
 
 
 def test_the_front_is_what_no_other_point_beats():
