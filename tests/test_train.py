@@ -357,6 +357,20 @@ def test_the_functions_that_can_be_replaced_are_called_as_documented(tiny):
     assert calls[6:] == ["build_model", "build_optimizer", 3, 4]
 
 
+def test_the_preconditioner_acts_in_the_step_with_the_damping_of_the_flag(tiny):
+    args = tiny("--precondition --damping 0.5 --rank 4")
+    model = double(args, "cpu")
+    layer = model.transformer.h[0].mlp.c_fc
+    torch.nn.init.normal_(layer.lora_B)
+    task = tasks.load(args.data, tokenizer.load(), 32)
+    model(*task.batch(0, 0, 8))[1].backward()
+    B = layer.lora_B.detach().clone()
+    inverse = torch.linalg.inv(B.T @ B + 0.5 * torch.eye(4, dtype=B.dtype))
+    expected = inverse @ layer.lora_A.grad
+    train.build_optimizer(args, model).step()
+    torch.testing.assert_close(layer.lora_A.grad, expected, rtol=1e-9, atol=1e-12)
+
+
 # ---- The files of a run ----
 
 
