@@ -415,7 +415,8 @@ def of_the_preconditioner(conditioning, network):
            only_plain_slows_down(plain, scaled))
     plain, scaled = counts(conditioning, case="unbalanced start")
     yield ("preconditioned descent does not depend on how BA is split",
-           f"{least_to_most(scaled)} steps from (tB, A/t), t = 1 to 16, plain {least_to_most(plain)}",
+           f"{least_to_most(scaled)} steps from (tB, A/t), t = 1 to 16, plain "
+           f"{least_to_most(plain)}",
            max(scaled) == min(scaled) and max(plain) > 2 * min(plain))
 
 

@@ -91,7 +91,7 @@ def row_of(flags, directory):
     with open(directory / "log.csv", encoding="utf-8", newline="") as file:
         log = list(csv.DictReader(file))
     if [int(line["step"]) for line in log] != list(range(result["steps"] + 1)):
-        raise InputError(f"{directory}/log.csv is not the log of one run, perhaps of two at a time: "
+        raise InputError(f"{directory}/log.csv is not that of one run, perhaps of two at a time: "
                          "delete the directory and start again")
     losses = [float(line["loss"]) for line in log if line["loss"]]
     blocks = [losses[start:start + BLOCK] for start in range(0, len(losses), BLOCK)]

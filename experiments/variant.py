@@ -51,7 +51,7 @@ def orthonormal(rows, columns):
 
 
 def start_with(name, batches, args, model, micro_batches):
-    """In place of train.start_lora_ga: the gradient of so many batches, and the factors called `name`."""
+    """In place of train.start_lora_ga: so many batches, and the factors called `name`."""
     first = [each for step in range(batches) for each in micro_batches(step)]
     if name is None:
         lora.lora_ga_init(model, first, train.weighted_loss, args.gamma)

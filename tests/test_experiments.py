@@ -86,8 +86,8 @@ def test_evaluations_start_where_nothing_is_forgotten(tmp_path):
 
 def test_labels_name_the_settings_that_differ():
     def labels(*flags):
-        return plot.labels([{"settings": vars(train.parse_args(f"--out_dir o --lr 1 {each}".split()))}
-                            for each in flags])
+        args = [train.parse_args(f"--out_dir o --lr 1 {each}".split()) for each in flags]
+        return plot.labels([{"settings": vars(each)} for each in args])
 
     assert labels("", "--rank 2 --alpha 8") == ["lora rank 8", "lora rank 2"]
     assert labels("--method full", "--method loraga") == ["full", "loraga"]
@@ -275,7 +275,8 @@ def test_each_variant_has_the_metric_of_its_task():
     found = asked.results(plan, rows)
     assert {(each["method"], each["metric"]) for each in found} == {("math", "exact match"),
                                                                     ("code", "loss")}
-    assert "--data data/code.txt" in list(plan)[1] and "--val_data data/code_val.txt" in list(plan)[1]
+    on_code = list(plan)[1]
+    assert "--data data/code.txt" in on_code and "--val_data data/code_val.txt" in on_code
 
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: asked.name)
@@ -381,7 +382,7 @@ def test_starts_have_the_norms_and_directions_that_they_say():
 
 
 def start_of(tiny, monkeypatch, words, flags):
-    """The factors after experiments.variant's start, the batches it took, and W0 + s·BA's change."""
+    """The layers after experiments.variant's start, its batches, and how W0 + s·BA has changed."""
     seen = {}
 
     def train_so_far(args, build_model, build_optimizer, start):
@@ -440,8 +441,8 @@ def test_preconditioned_steps_are_adams_steps_preconditioned():
     torch.nn.init.normal_(layer.lora_B)
     A, B = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}
-    optimizer = variant.PreconditionedSteps(lora.lora_plus_groups(layer, **{"lr": 0.1, "ratio": 2.0}),
-                                            layer, 1e-3, **settings)
+    groups = lora.lora_plus_groups(layer, 0.1, ratio=2.0)
+    optimizer = variant.PreconditionedSteps(groups, layer, 1e-3, **settings)
     grads = torch.randn_like(A), torch.randn_like(B)
     layer.lora_A.grad, layer.lora_B.grad = (grad.clone() for grad in grads)
     optimizer.step()

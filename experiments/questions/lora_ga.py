@@ -1,4 +1,4 @@
-"""LoRA-GA (arXiv 2407.05000): is it the direction of the start or its size, and how many samples?"""
+"""LoRA-GA (arXiv 2407.05000): the direction of the start, its size, and the number of samples."""
 import statistics
 from dataclasses import replace
 
@@ -31,14 +31,15 @@ def start_variant(optimizer, start, rates, evaluations):
     of_optimizer, _, steps = OPTIMIZERS[optimizer]
     of_start, flags, *_ = STARTS[start]
     own = " ".join(filter(None, (of_optimizer, of_start)))
-    return Variant("loraga", rates, f"{flags} --steps {steps} --eval_interval {steps // evaluations}",
-                   module=f"experiments.variant {own}" if own else "")
+    flags = f"{flags} --steps {steps} --eval_interval {steps // evaluations}"
+    return Variant("loraga", rates, flags, f"experiments.variant {own}" if own else "")
 
 
-starts = {f"end, {optimizer}; {start}": start_variant(optimizer, start, OPTIMIZERS[optimizer][1], 2)
-          for optimizer in OPTIMIZERS for start in STARTS}
+starts = {f"end, {optimizer}; {start}": start_variant(optimizer, start, tried, 2)
+          for optimizer, (_, tried, _) in OPTIMIZERS.items() for start in STARTS}
 for start, (_, _, tried) in STARTS.items():
-    starts[f"begin, adamw; {start}"] = replace(start_variant("adamw", start, tried, 1), always=tried)
+    variant = start_variant("adamw", start, tried, 1)
+    starts[f"begin, adamw; {start}"] = replace(variant, always=tried)
 
 
 def start_table(found):
