@@ -515,7 +515,7 @@ def test_a_damaged_checkpoint_is_a_sentence(tiny, damage):
     train.train(tiny("--steps 2"))
     damage(Path("o/ckpt.pt"))
     before = contents(".")
-    with pytest.raises(InputError, match="^--resume: o/ckpt.pt is damaged"):
+    with pytest.raises(InputError, match="^--resume: o/ckpt.pt is .*damaged"):
         train.train(tiny("--steps 2 --resume"))
     assert contents(".") == before
     assert not Path("executed").exists()
