@@ -141,8 +141,9 @@ def test_both_ways_of_grading_give_the_same_points(what, tmp_path):
     points, most = list(graded.points.values()), handout.points(NAMES[int(number[2:]) - 1])
     assert points[0] == points[1]
     assert points[0] == most if what == "numpy" else points[0] < most
-    local, isolated = (sorted(failures) for failures in graded.failures.values())
-    assert local == isolated
+    local, isolated = ([re.sub(r"[\d.e+-]+", "#", failure) for failure in failures]
+                       for failures in graded.failures.values())
+    assert local == isolated  # except for numbers: each has inputs of its own
 
 
 ATTACKS = {
@@ -150,23 +151,38 @@ ATTACKS = {
     "loops": "def forward(*_):\n    while True:\n        pass",
     "hangs": "while True:\n    pass",
     "prints": "import sys\nprint('passed ' * 99)\nsys.stdout.buffer.write(b'x' * 9999)\n{solution}",
-    "places": "def forward(x, W, A, B, alpha):\n    x += 1\n    return x @ W",
     "cheats": "import torch, pytest\ntorch.equal = lambda *_: True\npytest.fail = print\n"
               "def forward(*_): return 0\ndef gradients(*_): return 0, 0, 0",
-    "peeks": "import os, pathlib\n"
-             "text = ''.join((pathlib.Path(os.environ[each]) / 'exercises/solutions/ex01.py')\n"
-             "               .read_text() for each in ('PWD', 'OLDPWD') if each in os.environ)\n"
-             "exec(text)",
 }
+PLACES = "def forward(x, W, A, B, alpha):\n    x += 1\n    return x @ W"
+PEEKS = """import os, pathlib
+for folder in (os.environ.get("PWD", ""), os.environ.get("OLDPWD", "")):
+    path = pathlib.Path(folder) / "exercises/solutions/ex01.py"
+    if path.exists():
+        exec(path.read_text())
+"""
+
+
+@forks
+def test_hostile_answers_get_no_points_and_do_not_stop_the_grader(tmp_path, monkeypatch):
+    solution = (EXERCISES / "solutions" / "ex01.py").read_text(encoding="utf-8")
+    monkeypatch.setattr("exercises.tests.worker.CALL_SECONDS", 1)
+    hostile = {}
+    for name, text in ATTACKS.items():
+        (tmp_path / f"{name}.py").write_text(text.replace("{solution}", solution))
+        hostile[name] = Answers(tmp_path / f"{name}.py", isolated=True)
+    graded = Grading(hostile).run("ex01")
+    assert graded.points == dict.fromkeys(ATTACKS, 0) | {"prints": 8}
+    assert "loops: forward took more than 1 s" in graded.failures["loops"]
+    assert "the import took more than 1 s" in graded.failures["hangs"][0]
 
 
 @forks
 def test_marks_of_a_folder_of_submissions(tmp_path, monkeypatch, capsys):
-    """Good, stub and hostile answers, none of which costs another's points; then a stop."""
+    """Good and bad answers, and one that looks for the solutions; then a stop."""
     solution = (EXERCISES / "solutions" / "ex01.py").read_text(encoding="utf-8")
     stub = (EXERCISES / "ex01_forward.py").read_text(encoding="utf-8")
-    texts = {name: text.replace("{solution}", solution) for name, text in ATTACKS.items()}
-    texts |= {"alice": solution, "bob": stub}
+    texts = {"alice": solution, "bob": stub, "places": PLACES, "peeks": PEEKS}
     for name, text in texts.items():
         folder = tmp_path / "in" / name / "homework"
         folder.mkdir(parents=True)
@@ -176,22 +192,19 @@ def test_marks_of_a_folder_of_submissions(tmp_path, monkeypatch, capsys):
     flags = ["grade", str(tmp_path / "in"), "--out", str(out), "--only", "ex01",
              "--feedback", str(tmp_path / "told")]
     monkeypatch.setattr("sys.argv", flags)
-    monkeypatch.setenv("SECONDS_FOR_A_CALL", "2")
     monkeypatch.setenv("PWD", str(ROOT))
     monkeypatch.setenv("OLDPWD", str(ROOT))
     grade_command.main()
     rows = read(out)
     assert list(rows) == ["(possible)", *sorted([*texts, "empty"])]
     totals = {name: int(row["total"]) for name, row in rows.items()}
-    assert totals == dict.fromkeys(totals, 0) | {"(possible)": 8, "alice": 8, "prints": 8}
+    assert totals == dict.fromkeys(totals, 0) | {"(possible)": 8, "alice": 8}
     assert rows["empty"]["remark"] == "no answers found"
-    assert rows["loops"]["remark"] == "ex01: forward took more than 2 s"
-    assert "the import took more than 2 s" in rows["hangs"]["remark"]
     assert rows["bob"]["remark"] == "ex01: forward is not written yet"
     assert rows["alice"]["remark"] == ""
     told = (tmp_path / "told" / "places.txt").read_text(encoding="utf-8")
     assert "forward changes x in place" in told
-    assert "10 submissions, median 0 of 8 points" in capsys.readouterr().out
+    assert "5 submissions, median 0 of 8 points" in capsys.readouterr().out
 
     with pytest.raises(InputError, match="--resume"):
         grade_command.main()
@@ -336,10 +349,11 @@ def test_the_pictures_are_drawn_and_show_what_they_should(tmp_path, monkeypatch,
     figures.main()
     for name in ("splits", "boosters"):
         assert (tmp_path / f"{name}.svg").stat().st_size < 100_000
-    runs = {row["run"]: row for row in figures.splits()}  # the last step of each
-    rite = [runs[f"LoRA-RITE, {split}"] for split in ("A, B", "4B, A/4")]
-    adam = [runs[f"Adam, {split}"] for split in ("A, B", "4B, A/4")]
-    assert abs(rite[0]["x"] - rite[1]["x"]) < 1e-5 and abs(adam[0]["x"] - adam[1]["x"]) > 0.1
+    rite_step = training.load_exercise("ex16", solutions=True).step
+    for step, apart in ((rite_step, False), (figures.adam_step, True)):
+        ends = [figures.path(step, split)[-1][0] for split in (1, 4)]
+        assert (abs(ends[0] - ends[1]) > 0.1) == apart
+        assert apart or abs(ends[0] - ends[1]) < 1e-5
 
 
 # Training with the solutions

@@ -1,6 +1,3 @@
-import torch
-
-
 def factors(G, r, gamma):
     U, _, Vh = torch.linalg.svd(G, full_matrices=False)
     c = G.shape[1] ** 0.25 / gamma ** 0.5

@@ -1,6 +1,3 @@
-import torch
-
-
 def precondition(grad_A, grad_B, A, B, delta):
     damping = delta * torch.eye(A.shape[1], dtype=A.dtype)
     new_A = torch.linalg.solve(B @ B.T + damping, grad_A, left=False)

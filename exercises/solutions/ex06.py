@@ -1,6 +1,3 @@
-import torch
-
-
 def initial(d, m):
     return {"W_down": torch.randn(m, d) / d ** 0.5, "b_down": torch.zeros(m),
             "W_up": torch.zeros(d, m), "b_up": torch.zeros(d)}

@@ -1,6 +1,3 @@
-import torch
-
-
 def initial(wte, p):
     return wte[torch.randperm(len(wte), device=wte.device)[:p]].clone()
 

@@ -1,6 +1,3 @@
-import torch
-
-
 def restart(W0, A, B, s):
     n = A.shape[1]
     new_A = (2 * torch.rand_like(A) - 1) / n ** 0.5

@@ -1,6 +1,3 @@
-import torch
-
-
 def projection(B):
     return B @ torch.linalg.pinv(B)
 

@@ -1,8 +1,3 @@
-import random
-
-import torch
-
-
 def booster(E):
     U, S, Vh = torch.linalg.svd(E, full_matrices=False)
     return S[0] * U[:, :1], Vh[:1]

@@ -1,6 +1,3 @@
-import torch
-
-
 def sylvester(K, L, C):
     k, U = torch.linalg.eigh(K)
     l, V = torch.linalg.eigh(L)

@@ -1,6 +1,3 @@
-import torch
-
-
 def added(x, P1, lam1, Q1, P2, lam2, Q2):
     first = (x @ Q1.T * lam1) @ P1.T
     second = (x @ Q2.T * lam2) @ P2.T

@@ -1,6 +1,3 @@
-import torch
-
-
 def unmagnified(grad_X, Y):
     Q, R = torch.linalg.qr(Y)
     g_bar = torch.linalg.solve_triangular(R, grad_X, upper=True, left=False)

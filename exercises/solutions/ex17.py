@@ -1,4 +1,3 @@
-import torch
 from torch.nn.functional import conv2d
 
 

@@ -40,33 +40,26 @@ def path(step, split):
     B, A, left, right = (torch.randn(*shape, dtype=torch.float64, generator=generator)
                          for shape in ((6, 2), (2, 5), (6, 2), (2, 5)))
     Y, B, A, state = left @ right, split * B, A / split, {}
-    for count in range(STEPS + 1):
+    points = []
+    for _ in range(STEPS + 1):
         W = B @ A
-        yield count, W[0, 0].item(), W[0, 1].item()
+        points.append((W[0, 0].item(), W[0, 1].item()))
         G = W - Y
         B, A, state = step(B, A, G @ A.T, B.T @ G, state, 0.02, (0.9, 0.95), 1e-12)
-
-
-def splits():
-    rite = load_exercise("ex16", solutions=True)
-    for name, step in (("LoRA-RITE", rite.step), ("Adam", adam_step)):
-        for split in (1, 4):
-            for count, x, y in path(step, split):
-                yield {"run": f"{name}, {'A, B' if split == 1 else '4B, A/4'}", "step": count,
-                       "x": round(x, 6), "y": round(y, 6)}
+    return points
 
 
 def draw_splits():
     figure, panels = plot.new_figure(10, 4.5, panels=2)
-    rows = list(splits())
-    for panel, name in zip(panels, ("Adam", "LoRA-RITE")):
-        for split, (color, line, marker) in zip(("A, B", "4B, A/4"), plot.LOOKS):
-            mine = [row for row in rows if row["run"] == f"{name}, {split}"]
-            panel.plot([row["x"] for row in mine], [row["y"] for row in mine], color=color,
-                       linestyle=line, label=f"from {split}")
-            panel.plot([mine[-1]["x"]], [mine[-1]["y"]], color=color, marker=marker, markersize=10,
+    rite_step = load_exercise("ex16", solutions=True).step
+    for panel, name, step in zip(panels, ("Adam", "LoRA-RITE"), (adam_step, rite_step)):
+        for split, label, look in zip((1, 4), ("A, B", "4B, A/4"), plot.LOOKS):
+            color, line, marker = look
+            x, y = zip(*path(step, split))
+            panel.plot(x, y, color=color, linestyle=line, label=f"from {label}")
+            panel.plot(x[-1:], y[-1:], color=color, marker=marker, markersize=10,
                        markerfacecolor="none", markeredgewidth=2)
-        panel.plot([mine[0]["x"]], [mine[0]["y"]], "k*", markersize=14, label="start")
+        panel.plot(x[:1], y[:1], "k*", markersize=14, label="start")
         panel.set(title=name, xlabel="W[0, 0]", xlim=(-0.4, 0.8), ylim=(-1.2, 0.2))
     panels[0].set_ylabel("W[0, 1]")
     plot.name_lines(figure, panels[0])
@@ -75,32 +68,23 @@ def draw_splits():
 
 # Boosters of rank 1 against the truncated SVD
 
-def boosters():
-    boost = load_exercise("ex10", solutions=True).boost
+def draw_boosters():
+    figure, panel = plot.new_figure(7, 4.2)
     generator = torch.Generator().manual_seed(0)
     E = torch.randn(16, ROUNDS, dtype=torch.float64, generator=generator)
     S = torch.linalg.svdvals(E)
-    for rank in range(ROUNDS + 1):
-        yield {"run": "truncated SVD", "rounds": rank,
-               "left": round((S[rank:].norm() / S.norm()).item(), 6)}
+    left = {"truncated SVD": [S[rank:].norm() / S.norm() for rank in range(ROUNDS + 1)]}
     for rate in (1.0, 0.5, 0.2):
-        residual = E
-        yield {"run": f"rate {rate:g}", "rounds": 0, "left": 1.0}
-        for count, (b, a) in enumerate(boost(E, ROUNDS, rate), 1):
+        residual, norms = E, [E.norm()]
+        for b, a in load_exercise("ex10", solutions=True).boost(E, ROUNDS, rate):
             residual = residual - rate * b @ a
-            yield {"run": f"rate {rate:g}", "rounds": count,
-                   "left": round((residual.norm() / E.norm()).item(), 6)}
-
-
-def draw_boosters():
-    figure, panel = plot.new_figure(7, 4.2)
-    rows = list(boosters())
-    for run, (color, line, marker) in zip(dict.fromkeys(row["run"] for row in rows), plot.LOOKS):
-        mine = [row for row in rows if row["run"] == run]
-        svd = run == "truncated SVD"
-        panel.plot([row["rounds"] for row in mine], [row["left"] for row in mine], color=color,
-                   linestyle="none" if svd else line, marker=marker, label=run,
-                   markersize=12 if svd else 6, markerfacecolor="none" if svd else color)
+            norms.append(residual.norm())
+        left[f"rate {rate:g}"] = [norm / norms[0] for norm in norms]
+    for (label, values), (color, line, marker) in zip(left.items(), plot.LOOKS):
+        svd = label == "truncated SVD"
+        panel.plot([value.item() for value in values], color=color, label=label, marker=marker,
+                   linestyle="none" if svd else line, markersize=12 if svd else 6,
+                   markerfacecolor="none" if svd else color)
     panel.set(xlabel="boosters of rank 1", ylabel="what is left of ‖E‖", ylim=(0, 1.03))
     plot.name_lines(figure, panel, columns=2)
     return figure

@@ -82,15 +82,18 @@ class Answers:
 
     def _ask(self, function, inputs, count_flops=False):
         Answers.asked = f"{self._path.stem}: {function}"
+        problem = None
         try:
             if self._worker:
                 done = self._worker.call(function, inputs, count_flops)
             else:
                 done = call(self._module, function, list(inputs), count_flops)
         except NotImplementedError:
-            pytest.fail(f"{Answers.asked} is not written yet", pytrace=False)
+            problem = "is not written yet"
         except Failure as failure:
-            pytest.fail(f"{Answers.asked} {failure}", pytrace=False)
+            problem = str(failure)
+        if problem is not None:  # outside of `except`: pytest would print both exceptions
+            pytest.fail(f"{Answers.asked} {problem}", pytrace=False)
         self.drew, self.shares = done["drew"], done["shares"]
         self.overlaps = done["overlaps"]
         return done
@@ -104,10 +107,13 @@ def ex(request):
     solution = None
     if request.config.getoption("solutions", False):
         solution = SOLUTIONS / f"{number}.py"
+    problem = None
     try:
         answers = Answers(path, solution, request.config.getoption("isolated"))
     except Failure as failure:
-        pytest.fail(f"{path.stem}: the import {failure}", pytrace=False)
+        problem = str(failure)
+    if problem is not None:
+        pytest.fail(f"{path.stem}: the import {problem}", pytrace=False)
     yield answers
     answers.close()
 
