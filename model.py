@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,8 +249,8 @@ def read_tensors(path):
             raise ValueError(f"{path} is damaged: {error}")
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, KeyError, OSError, TypeError, ValueError,
-            pickle.UnpicklingError):  # torch raises all of these for a damaged file
+    except (RuntimeError, EOFError, LookupError, OSError, TypeError, ValueError, AttributeError,
+            struct.error, pickle.UnpicklingError):  # torch raises all of these for a damaged file
         raise ValueError(f"{path} is missing, damaged or not a checkpoint")
 
 

@@ -8,6 +8,7 @@
 import argparse
 import csv
 import importlib.util
+import io
 import json
 import math
 import os
@@ -352,8 +353,6 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
             print_row(args, task, row, seconds_left)
 
     # The result: files, and a report for a person.
-    if ddp_world_size > 1:
-        dist.destroy_process_group()
     if ddp_rank > 0:
         return None
     seconds += time.perf_counter() - began
@@ -448,6 +447,9 @@ def restore_model(model, state):
 
 
 def save_checkpoint(args, model, optimizer, task, progress):
+    """Writes ckpt.pt, after the rows of log.csv up to it."""
+    with open(Path(args.out_dir) / "log.csv", "a") as log:
+        os.fsync(log.fileno())
     save(Path(args.out_dir) / "ckpt.pt", {
         "settings": settings_of(args), "checksum": task.checksum, "metric_name": task.metric,
         "model": trained_state(model), "optimizer": optimizer.state_dict(), **progress})
@@ -460,7 +462,7 @@ def open_log(args, first_step):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = []
         if first_step > 0:  # later rows are computed again
-            rows = [row for row in read_log(path) if int(row["step"]) <= first_step]
+            rows = read_log(path)[:first_step + 1]
         else:
             if args.resume:
                 path.unlink(missing_ok=True)
@@ -480,8 +482,11 @@ def read_log(path):
 
 def save(path, contents):
     """Writes a PyTorch file: a temporary one first, so that the old one stays if this fails."""
+    # In memory first: on a full disk torch.save itself would raise a RuntimeError.
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
     with about_input(f"{path} could not be written"), replace_file(path) as file:
-        torch.save(contents, file)
+        file.write(buffer.getbuffer())
 
 
 def summary(args, model, optimizer, task, before, after, seconds):
@@ -595,6 +600,8 @@ def main():
         sys.stdout = open(os.devnull, "w")  # the first process prints for all
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character: print "?"
     train(parse_args())
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
