@@ -56,7 +56,7 @@ def allocate(scores, costs, budget):
 # How it trains: LoRA of twice the rank, in the layers that `allocate` enables; the budget is what
 # rank r in all layers would cost. The others keep B = 0 and are frozen.
 
-PROXIES = {"gradient": lambda W, G: gradient_score(G), "snip": snip_score}
+PROXIES = {"gradient": lambda W, G: gradient_score(G), "snip": lambda W, G: snip_score(W, G)}
 PROXY = "snip"
 BATCHES = 4
 

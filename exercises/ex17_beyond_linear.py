@@ -71,7 +71,8 @@ def parameter_counts(vocab, d, m, n, k, r):
 
 
 # How it trains: query and value of each c_attn, and nothing else; with rank 8 a quarter of the
-# numbers that LoRA has in all layers. Give --lr 1e-2. adapter.pt holds these factors: sample.py,
+# numbers that LoRA has in all layers. Give --lr 1e-2, the only rate tried: in 1000 steps it learned
+# 47 % of the sums and forgot 1.9 nats (one seed). adapter.pt holds these factors: sample.py,
 # which knows only LoRA's, cannot load it.
 
 
