@@ -11,35 +11,14 @@ exercises' README), the figure to figures/. A stopped command goes on where it w
 import argparse
 from pathlib import Path
 
-from data.files import InputError, replace_file, run_command, write_csv
+from data.files import InputError, run_command, write_csv
 from experiments import plot, question, sweep, trained
 from experiments.questions import forgetting, lora, lora_ga, lora_plus, practice, preconditioner
 
 FILES = (lora, lora_plus, lora_ga, preconditioner, forgetting, practice)
 QUESTIONS = {each.name: each for file in FILES for each in file.QUESTIONS}
 HERE = Path(__file__).parent
-PAGES = (HERE / "evidence.md", HERE.parent / "exercises" / "README.md")
 QUICK = Path("out/quick")
-
-
-def place_of(name, page):
-    """A page's place for a table, between two comments -> the text before, in and after it.
-
-    None if the page has no such place.
-    """
-    before, begin, rest = page.partition(f"<!-- {name} -->\n")
-    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
-    return (before + begin, table.strip(), end + after) if end else None
-
-
-def put(name, table):
-    """Writes a table into its place."""
-    for page in PAGES:
-        place = place_of(name, page.read_text(encoding="utf-8"))
-        if place is not None:
-            before, _, after = place
-            with replace_file(page) as file:
-                file.write(f"{before}\n{table}\n\n{after}".encode())
 
 
 def check_data(variants):
@@ -100,7 +79,7 @@ def main():
     table = asked.text(found)
     print(f"\n{table}\n")
     if not args.quick:
-        put(asked.name, table)
+        question.put(asked.name, table)
     if asked.draw is not None and plot.available():
         folder = QUICK if args.quick else HERE / "figures"
         plot.write(asked.draw(found), folder / f"{asked.name}.svg")

@@ -20,6 +20,7 @@ import torch.nn as nn
 import lora
 from data import tasks, tokenizer
 from data.files import run_command, write_csv
+from experiments import question
 from model import GPT, GPTConfig
 
 RESULTS = Path(__file__).with_name("results")
@@ -436,8 +437,6 @@ def table_of(found):
 def main():
     argparse.ArgumentParser(prog="python -m experiments.claims", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    from experiments.ask import put  # which imports the questions, and they this file
-
     tables = {}
     for table in TABLES:
         began = time.process_time()
@@ -447,7 +446,7 @@ def main():
     found = list(verdicts(**tables))
     for claim, result, holds in found:
         print(f"\n{claim}: {WORDS[holds]}\n    {result}")
-    put("claims", table_of(found))
+    question.put("claims", table_of(found))
     changed = [claim for claim, _, holds in found if holds != EXPECTED.get(claim, True)]
     if changed:
         sys.exit("not as before: " + "; ".join(changed))

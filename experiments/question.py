@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
-from data.files import InputError
+from data.files import InputError, replace_file
 from experiments import compare, sweep
 
-RESULTS = Path(__file__).with_name("results")
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGES = (HERE / "evidence.md", HERE.parent / "exercises" / "README.md")  # with places for tables
 QUICK = "--steps 4 --eval_interval 2"
 ON_CODE = "--steps 300 --eval_interval 50 --batch_size 8"  # as many tokens a step as 32 sums
 DATA = {  # name: what train.py takes, and more flags
@@ -201,3 +203,23 @@ def groups(rows, *keys):
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return found
+
+
+def place_of(name, page):
+    """A page's place for a table, between two comments -> the text before, in and after it.
+
+    None if the page has no such place.
+    """
+    before, begin, rest = page.partition(f"<!-- {name} -->\n")
+    table, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    return (before + begin, table.strip(), end + after) if end else None
+
+
+def put(name, table):
+    """Writes a table into its place."""
+    for page in PAGES:
+        place = place_of(name, page.read_text(encoding="utf-8"))
+        if place is not None:
+            before, _, after = place
+            with replace_file(page) as file:
+                file.write(f"{before}\n{table}\n\n{after}".encode())

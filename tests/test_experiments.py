@@ -494,11 +494,11 @@ def test_every_stored_run_can_still_be_made():
     assert len(planned & set(rows)) > 0.95 * len(rows)
 
 
-@pytest.mark.parametrize("page", ask.PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", question.PAGES, ids=lambda page: page.parent.name)
 def test_tables_on_the_pages_are_those_of_the_stored_rows(page):
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"<!-- end of (\w+) -->", text):
-        _, table, _ = ask.place_of(name, text)
+        _, table, _ = question.place_of(name, text)
         if name == "claims":
             assert table == claims.table_of(claims.verdicts(**stored_claims()))
         elif name in ask.QUESTIONS:
@@ -550,9 +550,9 @@ def test_a_table_goes_to_its_place_only(tmp_path, monkeypatch):
     page, other = tmp_path / "page.md", tmp_path / "other.md"
     page.write_text("a\n<!-- one -->\nold\n<!-- end of one -->\nb <!-- two -->\n")
     other.write_text("other")
-    monkeypatch.setattr(ask, "PAGES", (page, other))
-    ask.put("one", "| new |")
-    ask.put("two", "| new |")
+    monkeypatch.setattr(question, "PAGES", (page, other))
+    question.put("one", "| new |")
+    question.put("two", "| new |")
     assert page.read_text() == "a\n<!-- one -->\n\n| new |\n\n<!-- end of one -->\nb <!-- two -->\n"
     assert other.read_text() == "other"
 
