@@ -92,23 +92,33 @@ class Measured:
                                            weight_decay=0.0, fused=True)
         self.losses = []
         self.seconds = []
-        self.mib = []
 
     def step(self, scale, batch):
-        forget_peak()
-        before = resident_mib("VmRSS")
         started = time.perf_counter()
         loss = smollm.train_step("lora", self.model, self.optimizer, [self.lr], scale, batch)
         self.seconds.append(time.perf_counter() - started)
-        self.mib.append(resident_mib("VmHWM") - before)
         self.losses.append(loss)
 
 
-def peft_ratios(args, base, task):
-    """LoRA here and in PEFT from the same A, on the same batches, in turns -> prints the ratios.
+def saved_mib(model, batch):
+    """MiB that the forward pass keeps for the backward pass, without the parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes = {}
 
-    The memory is what a step adds to the model: activations and gradients.
-    """
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = smollm.loss_of(model, batch)  # while it lives, so do the saved tensors
+    del loss
+    return sum(sizes.values()) / 2**20
+
+
+def peft_ratios(args, base, task):
+    """LoRA here and in PEFT from the same A, on the same batches, in turns; prints the ratios."""
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(args.seed)
         model = copy.deepcopy(base).to(dtype)
@@ -120,10 +130,12 @@ def peft_ratios(args, base, task):
                 each.step(scale, smollm.draw_batch(task, args.seed, step))
         difference = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses))
         print(f"{dtype}, {args.steps} steps: the losses differ by at most {difference:.1e}")
-        for name in ("seconds", "mib"):
-            here, there = (statistics.median(getattr(each, name)) for each in (ours, theirs))
-            print(f"    {name} a step: {here:.2f} here, {there:.2f} in PEFT, ratio "
-                  f"{here / there:.2f}", flush=True)
+        batch = smollm.draw_batch(task, args.seed, 0)
+        for unit, here, there in (
+                ("s a step", *(statistics.median(each.seconds) for each in (ours, theirs))),
+                ("MiB kept for backward",
+                 *(saved_mib(each.model, batch) for each in (ours, theirs)))):
+            print(f"    {here:.2f} {unit}, {here / there:.2f} of PEFT's {there:.2f}", flush=True)
 
 
 # ==== LoRA-GA's first step ========================================================================

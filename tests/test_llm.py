@@ -198,3 +198,6 @@ def test_peft_starts_where_lora_starts_and_goes_the_same_way(task):
             each.step(1.0, smollm.draw_batch(task, 0, step))
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
     assert ours.losses[-1] < ours.losses[0] - 0.05
+    batch = smollm.draw_batch(task, 0, 0)
+    kept = llm_measure.saved_mib(ours.model, batch)
+    assert 0 < kept < 1.1 * llm_measure.saved_mib(theirs.model, batch)
