@@ -148,7 +148,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, file, contents):
     else:
         torch.save(tensors, path)
     path.write_bytes(path.read_bytes()[:-100] if contents == "cut" else contents)
-    with pytest.raises(ValueError, match=f"{file} is damaged") as error:
+    with pytest.raises(ValueError, match=f"{file} is (missing, )?damaged") as error:
         GPT.from_pretrained(path)
     assert "\n" not in str(error.value)
 
