@@ -254,7 +254,8 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     def micro_batches(step):
         """A step's whole batch -> [(idx, targets, weight)], for all processes.
 
-        The loss ignores targets of −1. The weight is the micro-batch's fraction of the others.
+        The loss ignores targets of −1. The weight is the micro-batch's fraction of the batch's
+        targets that count.
         """
         idx, targets = task.batch(args.seed, step, args.batch_size)
         idx, targets = idx.to(device), targets.to(device)
@@ -266,7 +267,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
         first_step, seconds = 0, 0.0
-        before = after = evaluate(model, task, source)  # a checkpoint may precede the next one
+        before = after = evaluate(model, task, source)  # saved too
         start(args, model, micro_batches)
     else:
         if checkpoint["checksum"] != task.checksum:
@@ -297,7 +298,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
         step_began = time.perf_counter()
 
         # Learning rate and dropout depend on the seed and the step alone, as batches do: a run that
-        # is resumed goes on bit for bit.
+        # is resumed on the same machine goes on bit for bit.
         lr_factor = schedule(step, args.warmup, args.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr_factor * group["initial_lr"]
@@ -414,7 +415,9 @@ def find_checkpoint(args):
             raise InputError(f"--out_dir {args.out_dir} holds a run: --resume goes on with it, "
                              "--overwrite replaces it")
         return None
-    if not path.exists():  # it was stopped before its first checkpoint, or it is new
+    if not path.exists():  # the run stopped before its first checkpoint, or has not begun
+        if path.with_name("result.json").exists():
+            raise InputError(f"--resume: the run in {args.out_dir} is finished, without ckpt.pt")
         return None
     with about_input("--resume"):
         checkpoint = read_tensors(path)
@@ -447,7 +450,7 @@ def restore_model(model, state):
 
 
 def save_checkpoint(args, model, optimizer, task, progress):
-    """Writes ckpt.pt, after the rows of log.csv up to it."""
+    """Forces log.csv to the disk, so that it is never behind its checkpoint; writes ckpt.pt."""
     with open(Path(args.out_dir) / "log.csv", "a") as log:
         os.fsync(log.fileno())
     save(Path(args.out_dir) / "ckpt.pt", {
