@@ -52,7 +52,7 @@ class LoRALinear(nn.Module):
         # LoRA-GA's start, after which linear.weight is W0 − s·B0A0. Without LoRA-GA both are zero.
         self.register_buffer("lora_A0", torch.empty_like(self.lora_A, requires_grad=False))
         self.register_buffer("lora_B0", torch.empty_like(self.lora_B, requires_grad=False))
-        self.unmerged_weight = None  # what linear.weight was before merge()
+        self.unmerged_weight = None  # merge() keeps the old linear.weight here, a Parameter
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(load_base_weight)  # takes a base model's checkpoint
         self.train(linear.training)  # a new module is in training mode
@@ -61,7 +61,7 @@ class LoRALinear(nn.Module):
     def reset_parameters(self):
         """A random as in the authors' code (their paper has a Gaussian), B zero, so that BA = 0.
 
-        Not after LoRA-GA, which has changed linear.weight.
+        Not for use after LoRA-GA: linear.weight would stay W0 − s·B0A0.
         """
         A = torch.empty_like(whole(self.lora_A))  # the same A with and without FSDP2
         nn.init.kaiming_uniform_(A, a=5**0.5)  # U(−1/√d_in, 1/√d_in)
@@ -109,7 +109,7 @@ class LoRALinear(nn.Module):
     def merge(self):
         """Puts the effective weight into `linear`; inference is then one layer. Idempotent.
 
-        A state_dict() taken while merged holds that weight and the factors: unmerge before saving.
+        A state_dict() taken while merged holds that weight beside the factors: unmerge first.
         """
         if not self.merged:
             check_plain(self.linear.weight, "the layer")
@@ -131,11 +131,12 @@ def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with B's rate at ratio · lr.
 
     A and everything else that trains get lr.
-    A step of Adam moves each entry by about its learning rate η. Take one example x, with the
-    gradient g of the layer's output: ∇A = s (Bᵀg) xᵀ, so that ΔA = −η sign(Bᵀg) sign(x)ᵀ.
+    A step of Adam moves each entry by about its learning rate η. Take one example x, and let
+    g = ∂L/∂y for the layer's output y: ∇A = s (Bᵀg) xᵀ, so that ΔA = −η sign(Bᵀg) sign(x)ᵀ.
     ΔA·x then adds up d_in terms of one sign. ΔB·(Ax) adds up only r terms. A shared rate that is
     safe for the first, of order 1/d_in, makes the second vanish in wide layers. Both learn if A's
-    rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio delays the failure.
+    rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure
+    this: B's update still vanishes, only at a larger width.
 
     ratio  1 is LoRA. The paper used 16 where A starts at zero and B random. Where B starts at zero,
            as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
@@ -198,7 +199,8 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
         −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
 
-    batches, loss_fn  an iterable, the same in every process, and loss_fn(model, batch) -> a scalar
+    batches, loss_fn  an iterable, and loss_fn(model, batch) -> a scalar. With several processes
+                      give each the same batches and the same random seed
     gamma             the larger, the smaller the factors
     A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, with the model
     unchanged, if there is no LoRA layer; if 2r > min(d_in, d_out); if the adapter has been trained,
@@ -327,8 +329,9 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
     larger damping (the authors tuned theirs from 1e-6 to 100). While B is small, the inverse
     enlarges A's gradient: along a singular value σ of B it is σ/(σ² + δ) times s·G, up to 1/(2√δ),
-    instead of σ times. AdamW's default β₂ = 0.999 remembers that for a thousand steps, and A hardly
-    moves. In this project's addition task such a run learns 17 % of the sums instead of 94 %.
+    instead of σ times. AdamW's default β₂ = 0.999 remembers these gradients for a thousand steps, and
+    A hardly moves. On this project's addition task, with damping 1e-6, such a run learns 17 % of
+    the sums; with β₂ = 0.95 it learns 94 %.
 
     A closure is refused, since it computes new gradients after this. LBFGS and Lightning's
     automatic optimization pass one: call precondition_gradients before the step there.
@@ -418,7 +421,8 @@ def unmerge_lora(model):
 def merge_and_unload(model):
     """Makes every LoRA layer a plain nn.Linear with the effective weight, in place -> model.
 
-    The keys are the base model's again. Weights stay frozen. One that was tied is separate now.
+    The keys are the base model's again. Weights stay frozen. A weight that was tied to
+    another layer's is a tensor of its own now.
     Of a bare LoRALinear the nn.Linear is returned.
     """
     merge_lora(model)
@@ -462,7 +466,9 @@ def load_adapter(model, state):
     """Puts what adapter_state_dict gave on the untouched base model, in place -> model.
 
     LoRA layers that the model carries already are taken out. What the state holds stays trainable,
-    with dropout 0. The rest is frozen. Raises ValueError with the name of what does not fit.
+    with dropout 0. The rest is frozen. After LoRA-GA the file's factors hold A0 and B0, which then
+    train too: to go on with the same run, use model.state_dict(). Raises ValueError with the name
+    of what does not fit; the model may then be partly changed.
     """
     present = lora_layers(model).values()
     if any(layer.merged or layer.lora_B0.any() for layer in present):
