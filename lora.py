@@ -329,9 +329,9 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
     larger damping (the authors tuned theirs from 1e-6 to 100). While B is small, the inverse
     enlarges A's gradient: along a singular value σ of B it is σ/(σ² + δ) times s·G, up to 1/(2√δ),
-    instead of σ times. AdamW's default β₂ = 0.999 remembers these gradients for a thousand steps, and
-    A hardly moves. On this project's addition task, with damping 1e-6, such a run learns 17 % of
-    the sums; with β₂ = 0.95 it learns 94 %.
+    instead of σ times. AdamW's default β₂ = 0.999 remembers these gradients for a thousand steps,
+    and A hardly moves. On this project's addition task, with damping 1e-6, such a run learns 17 %
+    of the sums; with β₂ = 0.95 it learns 94 %.
 
     A closure is refused, since it computes new gradients after this. LBFGS and Lightning's
     automatic optimization pass one: call precondition_gradients before the step there.
