@@ -21,7 +21,7 @@ from pathlib import Path
 
 # CPU threads spin while they wait. Beside another busy process a step would then take up to 40
 # times as long. This limits the spinning; it is read when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 import torch.distributed as dist
