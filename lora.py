@@ -3,7 +3,8 @@
 LoRA freezes a model. Beside some of its weights W0 (d_out, d_in) it trains two thin factors,
 B (d_out, r) and A (r, d_in). These layers then compute with W0 + s·BA, where s is a constant.
 Three later papers each improve one part: LoRA+ the learning rates, LoRA-GA the start, the
-Riemannian preconditioner the gradients. Start with LoRA alone:
+Riemannian preconditioner the gradients. The helpers that they use stand at the end of the file.
+Start with LoRA alone:
 
     apply_lora(model, rank=8, targets=["q_proj", "v_proj"])   # the ends of the layers' names
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -30,7 +31,8 @@ class LoRALinear(nn.Module):
     rank     r, from 1 to min(d_in, d_out)
     alpha    s = alpha/rank, or alpha/√rank with rslora; None means alpha = rank
     dropout  probability with which an entry of x in x Aᵀ is zeroed in training
-    rslora   keeps s·BA of the same size as the rank grows (Kalajdzievski, arXiv 2312.03732)
+    rslora   with a fixed alpha keeps s·BA of the same size as the rank grows (Kalajdzievski, arXiv
+             2312.03732)
     Raises ValueError for a rank that does not fit, or a layer that is not a plain nn.Linear.
     """
 
@@ -50,11 +52,11 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(linear.out_features, rank, **like_W0))
 
         # LoRA-GA's start, after which linear.weight is W0 − s·B0A0. Without LoRA-GA both are zero.
-        self.register_buffer("lora_A0", torch.empty_like(self.lora_A, requires_grad=False))
-        self.register_buffer("lora_B0", torch.empty_like(self.lora_B, requires_grad=False))
-        self.unmerged_weight = None  # merge() keeps the old linear.weight here, a Parameter
+        self.register_buffer("lora_A0", torch.empty_like(self.lora_A))
+        self.register_buffer("lora_B0", torch.empty_like(self.lora_B))
+        self.unmerged_weight = None  # merge() keeps the old linear.weight here; .to() moves it too
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(load_base_weight)  # takes a base model's checkpoint
+        self.register_load_state_dict_pre_hook(load_base_weight)  # its key "weight" loads as well
         self.train(linear.training)  # a new module is in training mode
 
     @torch.no_grad()
@@ -63,7 +65,9 @@ class LoRALinear(nn.Module):
 
         Not for use after LoRA-GA: linear.weight would stay W0 − s·B0A0.
         """
-        A = torch.empty_like(whole(self.lora_A))  # the same A with and without FSDP2
+        # FSDP2 splits lora_A over the processes: draw all of A, then keep this process's part.
+        # Without FSDP2 `whole` and `sharded_like` do nothing.
+        A = torch.empty_like(whole(self.lora_A))
         nn.init.kaiming_uniform_(A, a=5**0.5)  # U(−1/√d_in, 1/√d_in)
         self.lora_A.copy_(sharded_like(self.lora_A, A))
         for zero in (self.lora_B, self.lora_A0, self.lora_B0):
@@ -71,10 +75,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., d_in) -> (..., d_out)."""
-        y = self.linear(x)  # x W0ᵀ + b, with linear.weight for W0
+        y = self.linear(x)  # x W0ᵀ + b, or x Wᵀ + b if merged
         if not self.merged:
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-            B_T = B.T.contiguous()  # for speed alone: 8 to 12 % of a step at width 256
+            B_T = B.T.contiguous()  # a copy, for speed alone: 8 to 12 % of a step on a CPU
             y = y + self.scale * (self.dropout(x) @ A.T) @ B_T
         return y
 
@@ -82,9 +86,9 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self):
-        """The effective weight W (d_out, d_in), for merge() and for modules that read it.
+        """The effective weight W (d_out, d_in), for merge() and for nn.MultiheadAttention.
 
-        It is computed when it is read: A and B train through it, and writing into it is lost.
+        It is computed when it is read. A and B train through it. Writing into it is lost.
         """
         frozen = self.linear.weight
         if self.merged:
@@ -98,7 +102,7 @@ class LoRALinear(nn.Module):
 
     def delta(self):
         """What the adapter adds to the original weight, s·(BA − B0A0), (d_out, d_in)."""
-        A, B = whole(self.lora_A), whole(self.lora_B)
+        A, B = whole(self.lora_A), whole(self.lora_B)  # FSDP2 does not split buffers like A0 and B0
         with no_autocast(A):
             return self.scale * (B @ A - self.lora_B0 @ self.lora_A0)
 
@@ -109,7 +113,7 @@ class LoRALinear(nn.Module):
     def merge(self):
         """Puts the effective weight into `linear`; inference is then one layer. Idempotent.
 
-        A state_dict() taken while merged holds that weight beside the factors: unmerge first.
+        Unmerge before state_dict(), which would hold the merged weight and the factors as well.
         """
         if not self.merged:
             check_plain(self.linear.weight, "the layer")
@@ -131,15 +135,16 @@ def lora_plus_groups(model, lr, ratio=16.0):
     """LoRA+ (Hayou et al., arXiv 2402.12354): optimizer groups with B's rate at ratio · lr.
 
     A and everything else that trains get lr.
-    A step of Adam moves each entry by about its learning rate η. Take one example x, and let
-    g = ∂L/∂y for the layer's output y: ∇A = s (Bᵀg) xᵀ, so that ΔA = −η sign(Bᵀg) sign(x)ᵀ.
-    ΔA·x then adds up d_in terms of one sign. ΔB·(Ax) adds up only r terms. A shared rate that is
-    safe for the first, of order 1/d_in, makes the second vanish in wide layers. Both learn if A's
-    rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure
-    this: B's update still vanishes, only at a larger width.
+    Take one example x, with g = ∂L/∂y for the layer's output y. Then ∇A = s (Bᵀg) xᵀ and
+    ∇B = s g (Ax)ᵀ, and a step moves the output by s (B ΔA x + ΔB A x). Adam moves each entry by
+    about its learning rate η. So each entry of ΔA x is ±η Σ|xⱼ|, a sum of d_in terms of one sign,
+    and each entry of ΔB (Ax) a sum of only r terms. To keep ΔA x of order 1, a shared rate has to
+    be of order 1/d_in. Then ΔB (Ax) vanishes in wide layers. Both learn if A's rate is of order
+    1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure this: B's update still
+    vanishes, only at a larger width.
 
-    ratio  1 is LoRA. The paper used 16 where A starts at zero and B random. Where B starts at zero,
-           as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
+    ratio  1 is LoRA. The paper used 16, the default here, where A starts at zero and B random.
+           Where B starts at zero, as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
     """
     layers = lora_layers(model).values()
     A = [layer.lora_A for layer in layers]
@@ -169,12 +174,12 @@ def lora_ga_factors(G, rank, gamma=16.0):
 def top_singular_vectors(G, k):
     """The singular vectors of G's k largest singular values -> U (d_out, k), V (d_in, k).
 
-    Exact if G's smaller side is at most 512. Beyond, a randomised sketch (Halko et al., arXiv
-    0909.4061). The cosine of LoRA-GA's first step with −G is then below the best possible: by 1 %
-    if G's singular values decay, by 2 to 7 % (depending on the shape) if G is white noise.
+    Exact if G's smaller side is at most 512. Beyond, a randomised sketch with 2k columns (Halko et
+    al., arXiv 0909.4061). Measured: the cosine of LoRA-GA's first step with −G is then 1 % below
+    the best possible if G's singular values decay, and 2 to 7 % below it if G is white noise.
     """
     with no_autocast(G):
-        if min(G.shape) <= max(512, 2 * k):  # the sketch needs 2k columns
+        if min(G.shape) <= max(512, 2 * k):
             U, _, Vh = torch.linalg.svd(G, full_matrices=False)
             V = Vh.T
         else:
@@ -191,11 +196,12 @@ def top_singular_vectors(G, k):
 def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     """LoRA-GA: starts A and B along the gradient; what the model computes stays, up to rounding.
 
-    Call it once, after apply_lora(..., alpha=..., rslora=True). Train without weight decay, which
-    would shrink BA to zero and W to W0 − s·B0A0. G is the sum of the gradients of the batches. A
-    small first step of gradient descent, on these batches and with one rate η for A and B, moves W
-    along the best rank-2r approximation of −G (Theorem 3.1), as GAᵀA keeps v₁ … vᵣ and BBᵀG keeps
-    uᵣ₊₁ … u₂ᵣ:
+    Call it once, after apply_lora(..., alpha=..., rslora=True). Train without weight decay: it
+    would shrink BA to zero, and so W to W0 − s·B0A0.
+
+    G is the sum of the gradients of the batches. A small first step of gradient descent, on these
+    batches and with one rate η for A and B, moves W along the best rank-2r approximation of −G
+    (Theorem 3.1), since AᵀA = c² Σ_{i≤r} vᵢvᵢᵀ and BBᵀ = c² Σ_{r<i≤2r} uᵢuᵢᵀ:
 
         −η s² (BBᵀG + GAᵀA) = −η s² c² Σ_{i≤2r} σᵢ uᵢ vᵢᵀ
 
@@ -234,7 +240,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
 
 @torch.no_grad()
 def start_from(layer, A0, B0):
-    """Starts a fresh layer at A = A0, B = B0, and W0 ← W0 − s·B0A0 so that W stays."""
+    """Starts a fresh layer at A0 and B0. linear.weight becomes W0 − s·B0A0, so that W stays."""
     layer.lora_A.copy_(A0)
     layer.lora_A0.copy_(A0)
     layer.lora_B.copy_(B0)
@@ -242,7 +248,8 @@ def start_from(layer, A0, B0):
     W0 = layer.linear.weight
     with no_autocast(W0):
         moved = (W0 - layer.scale * layer.lora_B0 @ layer.lora_A0).to(W0.dtype)
-    layer.linear.weight = nn.Parameter(moved, requires_grad=False)  # a layer tied to it keeps W0
+    # A new parameter, since another layer may share the old one.
+    layer.linear.weight = nn.Parameter(moved, requires_grad=False)
 
 
 def summed_gradients(model, batches, loss_fn):
@@ -272,8 +279,8 @@ def summed_gradients(model, batches, loss_fn):
         for batch in batches:
             with torch.enable_grad():
                 loss = loss_fn(model, batch)
-            with no_autocast(loss):
-                loss.backward(inputs=list(twins.values()))
+            with no_autocast(loss):  # the caller's; PyTorch advises against it for backward
+                loss.backward(inputs=list(twins.values()))  # nothing else gets a .grad
     finally:
         for name, layer in layers.items():
             layer.linear.weight = frozen[name]
@@ -292,9 +299,9 @@ def preconditioned(layer, damping=1e-6):
         (BᵀB + δI)⁻¹ ∇A    and    ∇B (AAᵀ + δI)⁻¹    both from the factors before the step
 
     A small step η of gradient descent then moves W, as δ → 0, by −η s² (P_col(B) G + G P_row(A)):
-    G projected onto B's columns, plus G projected onto A's rows. (10B, A/10) and (B, A) give the
-    same W. With the preconditioner they also take the same step, if A and B have full rank r.
-    `whole` and `sharded_like` do nothing outside FSDP2.
+    G projected onto B's columns, plus G projected onto A's rows. (10B, A/10) and (B, A) make the
+    same W. If A and B have full rank r, preconditioned gradient descent also takes the same step
+    from both. AdamW does not.
     """
     A, B = whole(layer.lora_A), whole(layer.lora_B)
     grad_A, grad_B = layer.lora_A.grad, layer.lora_B.grad
@@ -313,12 +320,12 @@ def damped_inverse(gram, damping):
     """
     delta = (4 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=damping)
     I = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex skips a check for which the CPU waits
+    L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex does not wait for the GPU to check
     return torch.cholesky_inverse(L)
 
 
 def precondition_gradients(model, damping=1e-6):
-    """Preconditions the .grad of every A and B, in place; call it once, before optimizer.step()."""
+    """Preconditions the .grad of every A and B, in place, once, between backward and step."""
     for layer in lora_layers(model).values():
         layer.lora_A.grad, layer.lora_B.grad = preconditioned(layer, damping)
 
@@ -327,14 +334,15 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions in every optimizer.step(), after any clipping -> a handle to remove() it by.
 
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
-    larger damping (the authors tuned theirs from 1e-6 to 100). While B is small, the inverse
-    enlarges A's gradient: along a singular value σ of B it is σ/(σ² + δ) times s·G, up to 1/(2√δ),
-    instead of σ times. AdamW's default β₂ = 0.999 remembers these gradients for a thousand steps,
-    and A hardly moves. On this project's addition task, with damping 1e-6, such a run learns 17 %
-    of the sums; with β₂ = 0.95 it learns 94 %.
+    larger damping (the authors tuned theirs from 1e-6 to 100). Along a singular value σ of B, A's
+    gradient is σ times s·G. Preconditioned it is σ/(σ² + δ) times s·G. While B is small, that can
+    reach 1/(2√δ). AdamW divides by a running mean of squared gradients. With the default β₂ = 0.999
+    it keeps these large ones for a thousand steps, and A hardly moves. On this project's addition
+    task, with damping 1e-6, such a run learns 17 % of the sums; with β₂ = 0.95 it learns 94 %.
 
-    A closure is refused, since it computes new gradients after this. LBFGS and Lightning's
-    automatic optimization pass one: call precondition_gradients before the step there.
+    step(closure) is refused: the closure computes new gradients, after this. LBFGS and Lightning's
+    automatic optimization need one: call precondition_gradients at its end, or, with Lightning, in
+    on_before_optimizer_step.
     """
     layers = list(lora_layers(model).values())
 
@@ -342,7 +350,7 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is not None:
             raise ValueError("the attached preconditioner does not work with step(closure): call "
-                             "precondition_gradients(model) before step() instead")
+                             "precondition_gradients(model) at the closure's end instead")
         stepped = {p for group in optimizer.param_groups for p in group["params"]}
         for layer in layers:
             grad_A, grad_B = preconditioned(layer, damping)
@@ -374,7 +382,7 @@ def apply_lora(model, rank=8, alpha=None, targets=("c_attn", "c_proj", "c_fc"), 
     for linear, name in chosen.items():
         check_linear(linear, rank, name)
     wrapped = {linear: LoRALinear(linear, rank, alpha, dropout, rslora) for linear in chosen}
-    model.requires_grad_(False)
+    model.requires_grad_(False)  # not the factors, which are not in the model yet
     replace_modules(model, wrapped)
 
     # Mixture-of-experts models keep their experts in 3-D parameters, which are no layers.
@@ -457,8 +465,9 @@ def adapter_state_dict(model):
     for name, p in model.named_parameters():
         owner, _, part = name.rpartition(".")
         if p.requires_grad and owner not in layers:
-            layer = owner.removesuffix(".linear")
-            state[f"{layer}.{part}" if layer in layers else name] = whole(p)
+            wrapped = owner.removesuffix(".linear")
+            in_base = f"{wrapped}.{part}" if wrapped in layers else name
+            state[in_base] = whole(p)
     return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
 
@@ -476,7 +485,7 @@ def load_adapter(model, state):
                          "one that LoRA-GA has started")
     replace_modules(model, {layer: layer.linear for layer in present})
     model.requires_grad_(False)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))  # by the names of the base model
     parameters = dict(model.named_parameters(remove_duplicate=False))
 
     # Wrap the layers whose factors the state holds.
@@ -554,7 +563,7 @@ def check_factors(linear, A, B, scale, name):
 
 def replace_modules(model, replacements):
     """Puts replacements[module] in a module's place, under every name that the model has for it."""
-    # Without remove_duplicate a shared module is found under each of its names.
+    # remove_duplicate=False: a shared module is found under each of its names.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in replacements:
             model.set_submodule(name, replacements[module])

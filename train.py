@@ -28,6 +28,8 @@ import torch.distributed as dist
 
 import lora
 from data import tasks, tokenizer
+# An InputError is the user's mistake: one sentence and exit code 2. An OSError or ValueError in a
+# block of about_input(what) becomes one, with `what` in front.
 from data.files import InputError, about_input, number, replace_file, run_command, write_csv
 from model import GPT, GPTConfig, read_tensors
 
@@ -57,6 +59,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def build_parser():
+    # number(int, 1) refuses what is below 1; number(float, 0, 1) also what is not below 1.
     count, natural, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
     positive, not_negative = number(float, 1e-12, 1e36), number(float, 0)
     path, yes_or_no = os.path.expanduser, argparse.BooleanOptionalAction
@@ -69,7 +72,7 @@ def build_parser():
         help="sets several flags; a flag given beside it wins")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank (default: the rank; 8 with loraga)")
-    add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
+    add("--rslora", action=yes_or_no, default=False, help="alpha/√rank instead: give --alpha too")
     add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], help="the layers to adapt")
     add("--dropout", type=fraction, default=0.0, help="dropout on the adapter's input")
     add("--init", choices=["kaiming", "ga"], default="kaiming",
@@ -193,7 +196,10 @@ def build_optimizer(args, model):
 
 
 def start_lora_ga(args, model, micro_batches):
-    """LoRA-GA's start, if wanted, from the gradient of the run's first batches."""
+    """LoRA-GA's start, if wanted, from the gradient of the run's first batches.
+
+    micro_batches(step) gives those of a step. Every process sums the same gradients.
+    """
     if args.init == "ga":
         first = [micro_batch for step in range(GA_BATCHES) for micro_batch in micro_batches(step)]
         lora.lora_ga_init(model, first, weighted_loss, args.gamma)
@@ -219,10 +225,10 @@ def schedule(step, warmup, steps):
 
 def train(args, build_model=build_model, build_optimizer=build_optimizer,
           start=start_lora_ga, after_step=None):
-    """Runs what `parse_args` returned -> the dict in result.json, in the first process.
+    """Runs what `parse_args` returned -> the dict in result.json; None in processes but the first.
 
-    Experiments and exercises pass other functions, with the arguments of build_model, of
-    build_optimizer (whose groups hold their peak learning rates) and of start_lora_ga.
+    Experiments and exercises pass their own build_model, build_optimizer and start, with the same
+    arguments. The optimizer's groups hold their peak learning rates.
     after_step(model, optimizer, step) is called after each step, counted from 1.
     Raises InputError for what the user can correct.
     """
@@ -236,7 +242,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
         # The others wait while the first one evaluates.
         dist.init_process_group(timeout=timedelta(hours=2))
 
-    # A run in the directory is not lost without a flag.
+    # The checkpoint to resume from, if any. A run in the directory is not lost without a flag.
     checkpoint = find_checkpoint(args)
     print(f"{args.method} on {args.data}, {args.steps} steps on {device}", flush=True)
 
@@ -252,7 +258,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     source = tasks.load_source(encoding, args.block_size)
 
     def micro_batches(step):
-        """A step's whole batch -> [(idx, targets, weight)], for all processes.
+        """A step's whole batch -> [(idx, targets, weight)], the same list in every process.
 
         The loss ignores targets of −1. The weight is the micro-batch's fraction of the batch's
         targets that count.
@@ -267,7 +273,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
         first_step, seconds = 0, 0.0
-        before = after = evaluate(model, task, source)  # saved too
+        before = after = evaluate(model, task, source)  # a checkpoint holds both
         start(args, model, micro_batches)
     else:
         if checkpoint["checksum"] != task.checksum:
@@ -292,16 +298,18 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
 
     # The loop.
     forward = torch.compile(model) if args.compile else model
-    model.train()
-    loop_began = saved = shown = time.perf_counter()
+    loop_began = last_saved = last_shown = time.perf_counter()
     for step in range(first_step, args.steps):
         step_began = time.perf_counter()
+        model.train()
 
-        # Learning rate and dropout depend on the seed and the step alone, as batches do: a run that
-        # is resumed on the same machine goes on bit for bit.
+        # Learning rate.
         lr_factor = schedule(step, args.warmup, args.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr_factor * group["initial_lr"]
+
+        # Dropout depends on the seed and the step alone, as batches do: a run that is resumed on
+        # the same machine goes on bit for bit.
         torch.manual_seed((args.seed * 1_000_000 + step) * ddp_world_size + ddp_rank)
 
         # Forward and backward, one micro-batch after the other.
@@ -334,22 +342,23 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
         # Evaluate, log, checkpoint: the first process alone.
         row = {"step": done, "loss": loss.item(), "lr": args.lr * lr_factor,
                "ms": 1e3 * (time.perf_counter() - step_began)}
-        evaluating = done % args.eval_interval == 0 or done == args.steps
+        last = done == args.steps
+        evaluating = last or done % args.eval_interval == 0
         if evaluating:
-            after = evaluate(model, task, source, whole=done == args.steps)
+            after = evaluate(model, task, source, all_rows=last)
             if not math.isfinite(after["source_loss"]):
                 raise InputError(f"the loss is no longer finite at step {done}: try an --lr below "
                                  f"{args.lr:g}")
             row.update(after)
         log.writerow(row)
         now = time.perf_counter()
-        if evaluating or now - saved > 60:
-            saved = now
+        if evaluating or now - last_saved > 60:
+            last_saved = now
             progress = {"step": done, "seconds": seconds + now - began, "before": before,
                         "after": after}
             save_checkpoint(args, model, optimizer, task, progress)
-        if evaluating or now - shown > 5:
-            shown = now
+        if evaluating or now - last_shown > 5:
+            last_shown = now
             seconds_left = (now - loop_began) / (done - first_step) * (args.steps - done)
             print_row(args, task, row, seconds_left)
 
@@ -363,12 +372,12 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     return result
 
 
-def evaluate(model, task, source, whole=True):
+def evaluate(model, task, source, all_rows=True):
     """What is learned, and what is forgotten: the loss on the source domain, English prose.
 
-    `whole` measures all held-out rows. During training a quarter of them is enough.
+    During training a quarter of the held-out rows is enough.
     """
-    measures = task.measure(model, whole)
+    measures = task.measure(model, all_rows)
     return {"metric": measures[task.metric], "source_loss": source.evaluate(model),
             "measures": measures}
 
@@ -395,7 +404,8 @@ def check_fit(args, model, encoding):
                          f"{model.config.block_size}")
     if encoding.n_vocab > model.config.vocab_size:
         raise InputError(f"--init_from {args.init_from}: its vocabulary of "
-                         f"{model.config.vocab_size} tokens is smaller than GPT-2's")
+                         f"{model.config.vocab_size} tokens is smaller than the tokenizer's, "
+                         f"{encoding.n_vocab}")
 
 
 # ==== The files of a run ==========================================================================
@@ -452,7 +462,7 @@ def restore_model(model, state):
 def save_checkpoint(args, model, optimizer, task, progress):
     """Forces log.csv to the disk, so that it is never behind its checkpoint; writes ckpt.pt."""
     with open(Path(args.out_dir) / "log.csv", "a") as log:
-        os.fsync(log.fileno())
+        os.fsync(log.fileno())  # of the file, whichever handle has written to it
     save(Path(args.out_dir) / "ckpt.pt", {
         "settings": settings_of(args), "checksum": task.checksum, "metric_name": task.metric,
         "model": trained_state(model), "optimizer": optimizer.state_dict(), **progress})
@@ -467,7 +477,7 @@ def open_log(args, first_step):
         if first_step > 0:  # later rows are computed again
             rows = read_log(path)[:first_step + 1]
         else:
-            if args.resume:
+            if args.resume:  # stopped before its first checkpoint: it starts again
                 path.unlink(missing_ok=True)
             if args.overwrite:
                 for name in RUN_FILES:

@@ -665,9 +665,23 @@ def test_an_attached_preconditioner_refuses_a_closure(optimizer, call):
     before = gradients(model)
     optimizer = optimizer([p for p in model.parameters() if p.requires_grad], lr=0.1)
     attach_preconditioner(optimizer, model)
-    with pytest.raises(ValueError, match="closure.* call precondition_gradients.* before step"):
+    with pytest.raises(ValueError, match="closure.* call precondition_gradients.* at the closure's end"):
         call(optimizer.step)
     assert_same_gradients(model, before)
+
+
+def test_a_closure_preconditions_at_its_end():
+    model = adapted()
+
+    def closure():
+        loss = loss_fn(model, data())
+        loss.backward()
+        precondition_gradients(model)
+        return loss
+
+    factors = [p for p in model.parameters() if p.requires_grad]
+    torch.optim.SGD(factors, lr=0.0).step(closure)
+    assert_same_gradients(model, preconditioned_gradients())
 
 
 def test_an_attached_preconditioner_takes_none_for_no_closure():

@@ -99,8 +99,9 @@ def test_pruning_keeps_the_most_important_ranks_whole(ex, draw):
     grad = torch.tensor([0.01, -2.0, 3.0, -1.5, 0.05], dtype=torch.float64)
     order = draw(5).argsort()
     lam, grad = lam[order], grad[order]
-    sizes = torch.tensor([0.1, 30, 1, 0.3, 10], dtype=torch.float64)  # the vectors' lengths
-    P, Q = draw(M, 5) * sizes, draw(5, N) * sizes.flip(0)[:, None]
+    lengths = 1 / (lam * grad) ** 2  # the least important rank has the longest vectors
+    P = torch.nn.functional.normalize(draw(M, 5), dim=0) * lengths
+    Q = torch.nn.functional.normalize(draw(5, N), dim=1) * lengths[:, None]
     for keep in (1, 2, 3, 5):
         found = pruned(ex, P, lam, Q, grad, keep)
         best = (lam * grad).abs().argsort(descending=True)[:keep].sort().values

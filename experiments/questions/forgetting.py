@@ -128,8 +128,6 @@ def longer_table(found):
 longer_on_code = {
     "full, 900 steps": Variant("full", (3.75e-4, 7.5e-4, 1.5e-3), CODE_900, data="code"),
     "LoRA, 900 steps": Variant("lora", (2.5e-3, 5e-3, 1e-2), CODE_900, data="code"),
-    "LoRA, r 128, 900 steps": Variant("lora", (1.25e-3, 2.5e-3, 5e-3), f"--rank 128 {CODE_900}",
-                                      data="code"),
 }
 
 

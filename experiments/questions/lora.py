@@ -34,19 +34,22 @@ def rank_table(found):
          "forgotten at 1.95"], rows)
 
 
-# ==== The scale of a rank: alpha = 2r, and alpha/√r (rsLoRA) ======================================
+# ==== The scale s: α = r, α = 2r, a fixed α, and α/√r (rsLoRA) ===================================
 
-scales = {}
-for data, (flags, times) in DATA.items():
-    for rank, rates in ((8, RATES[8]), (32, RATES[32]), (128, RATES[128])):
-        tried = tuple(times * lr for lr in rates)
-        of_rank = f"{flag('rank', rank, 8)} {flags}"
-        half = tuple(lr / 2 for lr in tried)
-        scales[f"{data}: {rank}, s = 1"] = Variant("lora", tried, of_rank, data=data)
-        scales[f"{data}: {rank}, s = 2"] = Variant("lora", half, f"--alpha {2 * rank} {of_rank}",
-                                                   data=data)
-        scales[f"{data}: {rank}, s = 8/√r"] = Variant("lora", half, f"--alpha 8 --rslora {of_rank}",
-                                                      data=data)
+BEST = {8: 1e-2, 32: 5e-3, 128: 2.5e-3}  # of α = r in short runs
+SCALES = {  # flags; multiples of these rates, higher where s is smaller
+    "α = r": ({rank: "" for rank in BEST}, (0.5, 1, 2)),
+    "α = 2r": ({rank: f"--alpha {2 * rank}" for rank in BEST}, (0.25, 0.5, 1)),
+    "α = 8": ({rank: "--alpha 8" for rank in (32, 128)}, (1, 2, 4)),
+    "α = 8, rsLoRA": ({rank: "--alpha 8 --rslora" for rank in BEST}, (0.25, 0.5, 1)),
+}
+SHORT = {"math": "--steps 200", "code": "--steps 100 --eval_interval 50 --batch_size 8"}
+scales = {
+    f"{data}: {name}, r {rank}": Variant(
+        "lora", tuple(factor * BEST[rank] for factor in factors),
+        f"{flag('rank', rank, 8)} {alpha} {steps}", data=data)
+    for data, steps in SHORT.items()
+    for name, (alphas, factors) in SCALES.items() for rank, alpha in alphas.items()}
 
 
 def by_task(found, variants):
@@ -144,7 +147,7 @@ SUBSPACES = {(rank, seed): (trained.LORA, seed, flag("rank", rank, 8))
              for rank in (8, 64) for seed in range(2)}
 QUESTIONS = (
     Question("ranks", ranks, rank_table),
-    Question("scales", scales, scale_table),
+    Question("scales", scales, scale_table, metric="loss"),
     Question("targets", targets, target_table),
     Measurement("subspaces", SUBSPACES, measure_subspaces, subspace_table),
 )

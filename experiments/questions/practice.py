@@ -141,6 +141,16 @@ def link_table(found):
     return question.at_best(found, links, "system")
 
 
+# Which of LoRA-RITE's two memories is to be short? M's is β₁, V's is β₂; in `systems` both are.
+rite = {f"betas ({betas})": Variant("lora", (4e-3,), "", "exercises.train ex16_lora_rite "
+                                    f"--solutions --set BETAS={betas}")
+        for betas in ("0.9,0.95", "0.7,0.95")}
+
+
+def rite_table(found):
+    return question.at_best(found, rite, "LoRA-RITE")
+
+
 QUESTIONS = (
     Question("shared", shared, shared_table, every_rate=True),
     Question("betas", betas, betas_table),
@@ -148,4 +158,5 @@ QUESTIONS = (
     Question("peft", peft, peft_table),
     Question("systems", systems, system_table),
     Question("links", links, link_table),
+    Question("rite", rite, rite_table),
 )
