@@ -44,22 +44,23 @@ SCALES = {  # flags; multiples of these rates, higher where s is smaller
     "α = 8, rsLoRA": ({rank: "--alpha 8 --rslora" for rank in BEST}, (0.25, 0.5, 1)),
 }
 SHORT = {"math": "--steps 200", "code": "--steps 100 --eval_interval 50 --batch_size 8"}
-scales = {
-    f"{data}: {name}, r {rank}": Variant(
-        "lora", tuple(factor * BEST[rank] for factor in factors),
-        f"{flag('rank', rank, 8)} {alpha} {steps}", data=data)
-    for data, steps in SHORT.items()
-    for name, (alphas, factors) in SCALES.items() for rank, alpha in alphas.items()}
+
+
+def scales_on(data):
+    return {f"{name}, r {rank}": Variant(
+                "lora", tuple(factor * BEST[rank] for factor in factors),
+                f"{flag('rank', rank, 8)} {alpha} {SHORT[data]}", data=data)
+            for name, (alphas, factors) in SCALES.items() for rank, alpha in alphas.items()}
+
+
+def scale_table(data):
+    return lambda found: question.at_best(found, scales_on(data), data)
 
 
 def by_task(found, variants):
     return "\n\n".join(question.at_best(found, [name.partition(": ")[2] for name in variants
                                                 if name.startswith(data)], data, f"{data}: ")
                        for data in DATA)
-
-
-def scale_table(found):
-    return by_task(found, scales)
 
 
 # ==== Where should a budget of parameters go? (§7.1; Biderman et al., figure 7) ===================
@@ -147,7 +148,8 @@ SUBSPACES = {(rank, seed): (trained.LORA, seed, flag("rank", rank, 8))
              for rank in (8, 64) for seed in range(2)}
 QUESTIONS = (
     Question("ranks", ranks, rank_table),
-    Question("scales", scales, scale_table, metric="loss"),
+    Question("scales", scales_on("math"), scale_table("math"), metric="loss"),
+    Question("scales_on_code", scales_on("code"), scale_table("code")),
     Question("targets", targets, target_table),
     Measurement("subspaces", SUBSPACES, measure_subspaces, subspace_table),
 )
