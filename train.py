@@ -423,7 +423,7 @@ def find_checkpoint(args):
     if not args.resume:
         if path.with_name("log.csv").exists() and not args.overwrite:
             raise InputError(f"--out_dir {args.out_dir} holds a run: --resume goes on with it, "
-                             "--overwrite replaces it")
+                             "--overwrite replaces it, another --out_dir keeps it")
         return None
     if not path.exists():  # the run stopped before its first checkpoint, or has not begun
         if path.with_name("result.json").exists():

@@ -227,8 +227,9 @@ def read(path):
 def test_names_that_browsers_canvas_and_moodle_make_are_understood(tmp_path):
     for name in ("doejane_123_456_ex01_forward.py", "doejane_123_457_ex2.py",
                  "roe_LATE_77_88_ex01_forward-1.py", "Jo Moe_5_assignsubmission_file_ex03.py",
-                 "notes.txt"):
+                 "poe_9_10_all.zip", "notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "__MACOSX").mkdir()
     folder = tmp_path / "kim"
     folder.mkdir()
     for name in ("ex02_merge (1).py", "ex02_merge.py", "ex1.py", "test_ex01.py", "exercise 5.py",
@@ -242,7 +243,9 @@ def test_names_that_browsers_canvas_and_moodle_make_are_understood(tmp_path):
                         "ex02": "doejane_123_457_ex2.py"},
         "roe_77": {"ex01": "roe_LATE_77_88_ex01_forward-1.py"},
         "Jo Moe_5": {"ex03": "Jo Moe_5_assignsubmission_file_ex03.py"},
+        "poe_9": {},
         "kim": {"ex01": "ex1.py", "ex02": "ex02_merge.py"}}
+    assert taken["poe_9"][1] == ["not understood: poe_9_10_all.zip"]
     assert taken["kim"][1] == ["ex02: took ex02_merge.py of 2 files",
                                "not understood: exercise 5.py"]
 

@@ -41,15 +41,19 @@ def find_submissions(directory):
     """{student: the files of the submission}, from folders or from files side by side."""
     found = {}
     for path in sorted(directory.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
+        if path.name.startswith((".", "__MACOSX")):
+            continue
+        if path.is_dir():
             found[path.name] = [each for each in sorted(path.rglob("*"))
                                 if each.is_file() and not each.is_symlink()]
+            continue
+        # Side by side. A file that is no answer has its student too: `collect` has a note about it.
         match = ANSWER.fullmatch(path.name)
-        if path.is_file() and match and match["student"]:
-            of_a_student = OF_A_STUDENT.match(match["student"])
-            student = match["student"]
-            if of_a_student:
-                student = f"{of_a_student['name']}_{of_a_student['id']}"
+        student = match["student"] if match else None
+        of_a_student = OF_A_STUDENT.match(student or path.name)
+        if of_a_student:
+            student = f"{of_a_student['name']}_{of_a_student['id']}"
+        if student:
             found.setdefault(student, []).append(path)
     if not found:
         raise InputError(f"{directory} holds neither folders of students nor files like "
@@ -67,7 +71,7 @@ def collect(files):
         names = [name for name in NAMES if match and name.startswith(f"ex{match['number']:0>2}")]
         if names and not path.name.startswith("test_"):
             by_name.setdefault(names[0], []).append(path)
-        elif path.suffix in (".py", ".ipynb", ".zip") and path.name not in handed_out:
+        elif path.suffix in (".py", ".ipynb", ".zip", ".txt") and path.name not in handed_out:
             unknown.append(path.name)
     for name, paths in by_name.items():
         paths.sort(key=lambda path: (path.name != f"{name}.py", len(path.parts), path))
@@ -196,6 +200,8 @@ def main():
                         help="these exercises (all)")
     args = parser.parse_args()
     args.only = sorted(set(args.only))
+    if not hasattr(os, "killpg"):
+        raise InputError("this needs Linux or macOS, which can stop a process with its children")
     with about_input(f"{args.directory} cannot be read"):
         submissions = find_submissions(args.directory)
     rows = earlier_rows(args)

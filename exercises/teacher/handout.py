@@ -2,8 +2,8 @@
 
     python -m exercises.teacher.handout DIR
 
-The copy has a README.md, a .gitignore, notebooks for exercises 1 to 5, and a workflow for GitHub
-Classroom.
+The copy has a README.md, a pytest.ini, a .gitignore, notebooks for exercises 1 to 5, and a workflow
+for GitHub Classroom.
 """
 import argparse
 import ast
@@ -93,7 +93,7 @@ def notebook(name):
     cells = [("markdown", f"# {title}\n{rest}"),
              ("code", "import os, sys\n\nif not os.path.exists('exercises'):\n    os.chdir('..')"),
              ("code", f"%%writefile exercises/{name}.py\n{source}"),
-             ("code", f"!{{sys.executable}} -m pytest exercises -q -k {name[:4]}")]
+             ("code", f"!{{sys.executable}} -m pytest exercises -k {name[:4]}")]
     content = []
     for number, (kind, text) in enumerate(cells):
         code = {"outputs": [], "execution_count": None} if kind == "code" else {}
@@ -131,7 +131,7 @@ def main():
     directory = parser.parse_args().directory
     with about_input("the copy could not be written"):
         write(directory)
-    print(f"{directory}: pip install -r requirements.txt && pytest exercises")
+    print(f"cd {directory} && pip install -r requirements.txt && pytest exercises")
 
 
 if __name__ == "__main__":

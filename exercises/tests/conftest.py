@@ -3,6 +3,7 @@
 A test is worth one point, or what its mark `points` says.
 """
 import json
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -35,6 +36,8 @@ def grading(config):
 def pytest_configure(config):
     config.addinivalue_line("markers", "points(n): what a test is worth")
     if grading(config):
+        if config.getoption("isolated", False) and sys.platform == "win32":
+            raise pytest.UsageError("--isolated needs Linux or macOS")
         config.option.reportchars = ""  # each failure once, not again in a summary
         if config.getoption("random", None) is None:
             config.option.random = time.time_ns() % 1_000_000
