@@ -56,7 +56,7 @@ class LoRALinear(nn.Module):
         self.register_buffer("lora_B0", torch.empty_like(self.lora_B))
         self.unmerged_weight = None  # merge() keeps the old linear.weight here; .to() moves it too
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(load_base_weight)  # its key "weight" loads as well
+        self.register_load_state_dict_pre_hook(load_base_weight)  # a base model's keys load too
         self.train(linear.training)  # a new module is in training mode
 
     @torch.no_grad()
@@ -334,11 +334,12 @@ def attach_preconditioner(optimizer, model, damping=1e-6):
     """Preconditions in every optimizer.step(), after any clipping -> a handle to remove() it by.
 
     Only the factors that this optimizer steps are touched. With AdamW give betas=(0.9, 0.95) or a
-    larger damping (the authors tuned theirs from 1e-6 to 100). Along a singular value σ of B, A's
-    gradient is σ times s·G. Preconditioned it is σ/(σ² + δ) times s·G. While B is small, that can
-    reach 1/(2√δ). AdamW divides by a running mean of squared gradients. With the default β₂ = 0.999
-    it keeps these large ones for a thousand steps, and A hardly moves. On this project's addition
-    task, with damping 1e-6, such a run learns 17 % of the sums; with β₂ = 0.95 it learns 94 %.
+    larger damping (the authors tuned theirs from 1e-6 to 100). For a singular value σ of B and its
+    left vector u, A's gradient has the part σ·s·uᵀG. Preconditioned it is σ/(σ² + δ)·s·uᵀG. While B
+    is small, that factor can reach 1/(2√δ). AdamW divides by the root of a running mean of squared
+    gradients. With the default β₂ = 0.999 it keeps these large ones for a thousand steps, and A
+    hardly moves. On this project's addition task, with damping 1e-6, such a run learns 17 % of the
+    sums; with β₂ = 0.95 it learns 94 %.
 
     step(closure) is refused: the closure computes new gradients, after this. LBFGS and Lightning's
     automatic optimization need one: call precondition_gradients at its end, or, with Lightning, in

@@ -45,7 +45,7 @@ PRESETS = {  # what --method sets; the learning rates were chosen on math (exper
     "riemannian": {"lr": 5e-3, "precondition": True},
 }
 RUN_FILES = ("log.csv", "ckpt.pt", "adapter.pt", "model.pt", "result.json", "curves.png")
-LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # the columns of log.csv
+LOG = ("step", "loss", "lr", "ms", "metric", "source_loss")  # log.csv; source: English prose
 # The model of --init_from scratch has the shipped one's shape.
 SCRATCH = {"block_size": 128, "vocab_size": 2048, "n_layer": 4, "n_head": 4, "n_embd": 256}
 
@@ -72,7 +72,7 @@ def build_parser():
         help="sets several flags; a flag given beside it wins")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank (default: the rank; 8 with loraga)")
-    add("--rslora", action=yes_or_no, default=False, help="alpha/√rank instead: give --alpha too")
+    add("--rslora", action=yes_or_no, default=False, help="alpha/√rank; √rank without --alpha")
     add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], help="the layers to adapt")
     add("--dropout", type=fraction, default=0.0, help="dropout on the adapter's input")
     add("--init", choices=["kaiming", "ga"], default="kaiming",
@@ -273,7 +273,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
         first_step, seconds = 0, 0.0
-        before = after = evaluate(model, task, source)  # a checkpoint holds both
+        before = after = evaluate(model, task, source)  # a checkpoint may come before the next
         start(args, model, micro_batches)
     else:
         if checkpoint["checksum"] != task.checksum:
@@ -308,8 +308,8 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
         for group in optimizer.param_groups:
             group["lr"] = lr_factor * group["initial_lr"]
 
-        # Dropout depends on the seed and the step alone, as batches do: a run that is resumed on
-        # the same machine goes on bit for bit.
+        # Dropout depends on seed, step and process alone, batches on seed and step: a run that is
+        # resumed on the same machine goes on bit for bit.
         torch.manual_seed((args.seed * 1_000_000 + step) * ddp_world_size + ddp_rank)
 
         # Forward and backward, one micro-batch after the other.

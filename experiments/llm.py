@@ -46,7 +46,7 @@ class Variant:
 
 VARIANTS = {
     "full fine-tuning": Variant("full", (1e-5, 3e-5, 1e-4, 3e-4)),
-    "LoRA": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+    "LoRA": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2)),
     "LoRA+": Variant("loraplus", (1e-4, 3e-4, 1e-3, 3e-3)),
     "LoRA-GA": Variant("loraga", (3e-5, 1e-4, 3e-4, 1e-3)),
     "preconditioned": Variant("riemannian", (3e-4, 1e-3, 3e-3, 1e-2)),
