@@ -57,8 +57,8 @@ def export_peft(model, directory):
     tensors, ranks, alphas = {}, {}, {}
     for name in layers:
         A, B = state.pop(f"{name}.lora_A"), state.pop(f"{name}.lora_B")
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A.contiguous()  # as safetensors needs it
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B.contiguous()
         ranks[name] = len(A)
         alphas[name] = state.pop(f"{name}.scale").item() * len(A)
 
@@ -93,9 +93,8 @@ def exactly(name):
 
 def check_not_tied(model, name):
     """Raises ValueError for a tied parameter: PEFT trains a copy, and the others would stay."""
-    parameter = model.get_parameter(name)
-    named = model.named_parameters(remove_duplicate=False)
-    names = [other for other, p in named if p is parameter]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    names = [other for other, p in named.items() if p is named.get(name)]
     if len(names) > 1:
         raise ValueError(f"{' and '.join(names)} are tied: with PEFT only one would train in full")
 

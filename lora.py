@@ -12,6 +12,7 @@ Start with LoRA alone:
     ...                                                       # any training loop
     torch.save(adapter_state_dict(model), "adapter.pt")       # small; load_adapter reads it
 """
+import contextlib
 import functools
 import warnings
 
@@ -88,7 +89,8 @@ class LoRALinear(nn.Module):
     def weight(self):
         """The effective weight W (d_out, d_in), for merge() and for nn.MultiheadAttention.
 
-        It is computed when it is read. A and B train through it. Writing into it is lost.
+        It is computed when it is read. A and B train through it, without dropout. Writing into it
+        is lost.
         """
         frozen = self.linear.weight
         if self.merged:
@@ -208,11 +210,15 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     batches, loss_fn  an iterable, and loss_fn(model, batch) -> a scalar. With several processes
                       give each the same batches and the same random seed
     gamma             the larger, the smaller the factors
+    Afterwards a weight that was tied to another layer's is one of its own: that other layer has to
+    stay frozen. Checkpointing of activations needs use_reentrant=False.
     A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, with the model
     unchanged, if there is no LoRA layer; if 2r > min(d_in, d_out); if the adapter has been trained,
-    started or merged; if the gradients are not finite or all zero.
+    started or merged; if the loss is no scalar; if the gradients are not finite or all zero.
     """
     layers = lora_layers(model)
+    if not gamma > 0:
+        raise ValueError(f"LoRA-GA needs a gamma above 0, not {gamma}")
     if not layers:
         raise ValueError("LoRA-GA needs a model with LoRA layers: call apply_lora first")
     for name, layer in layers.items():
@@ -249,7 +255,7 @@ def start_from(layer, A0, B0):
     with no_autocast(W0):
         moved = (W0 - layer.scale * layer.lora_B0 @ layer.lora_A0).to(W0.dtype)
     # A new parameter, since another layer may share the old one.
-    layer.linear.weight = nn.Parameter(moved, requires_grad=False)
+    layer.linear.weight = nn.Parameter(moved, requires_grad=W0.requires_grad)
 
 
 def summed_gradients(model, batches, loss_fn):
@@ -267,7 +273,7 @@ def summed_gradients(model, batches, loss_fn):
     gradients = {}
 
     def collect(name, twin):
-        G = twin.grad.to("cpu", torch.promote_types(twin.dtype, torch.float32))
+        G = precise(twin.grad).to("cpu")
         gradients[name] = gradients.get(name, 0) + G
         twin.grad = None
 
@@ -279,6 +285,8 @@ def summed_gradients(model, batches, loss_fn):
         for batch in batches:
             with torch.enable_grad():
                 loss = loss_fn(model, batch)
+            if not torch.is_tensor(loss) or loss.numel() != 1 or not loss.requires_grad:
+                raise ValueError("LoRA-GA needs a loss_fn that returns a scalar with a gradient")
             with no_autocast(loss):  # the caller's; PyTorch advises against it for backward
                 loss.backward(inputs=list(twins.values()))  # nothing else gets a .grad
     finally:
@@ -303,22 +311,25 @@ def preconditioned(layer, damping=1e-6):
     same W. If A and B have full rank r, preconditioned gradient descent also takes the same step
     from both. AdamW does not.
     """
-    A, B = whole(layer.lora_A), whole(layer.lora_B)
+    A, B = precise(whole(layer.lora_A)), precise(whole(layer.lora_B))
     grad_A, grad_B = layer.lora_A.grad, layer.lora_B.grad
     with no_autocast(A):
         if grad_A is not None:
-            grad_A = sharded_like(grad_A, damped_inverse(B.T @ B, damping) @ whole(grad_A))
+            new = damped_inverse(B.T @ B, damping) @ precise(whole(grad_A))
+            grad_A = sharded_like(grad_A, new.to(grad_A.dtype))
         if grad_B is not None:
-            grad_B = sharded_like(grad_B, whole(grad_B) @ damped_inverse(A @ A.T, damping))
+            new = precise(whole(grad_B)) @ damped_inverse(A @ A.T, damping)
+            grad_B = sharded_like(grad_B, new.to(grad_B.dtype))
     return grad_A, grad_B
 
 
 def damped_inverse(gram, damping):
-    """(gram + δI)⁻¹ of a Gram matrix (r, r), with δ = max(damping, 4·eps·trace).
+    """(gram + δI)⁻¹ of a Gram matrix (r, r), with δ = max(damping, 4·eps·trace), above 0.
 
     A smaller δ would invert rounding errors where a factor does not have full rank; 4 is a margin.
     """
-    delta = (4 * torch.finfo(gram.dtype).eps * gram.trace()).clamp(min=damping)
+    numbers = torch.finfo(gram.dtype)
+    delta = (4 * numbers.eps * gram.trace()).clamp(min=max(damping, numbers.tiny))
     I = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     L = torch.linalg.cholesky_ex(gram + delta * I).L  # _ex does not wait for the GPU to check
     return torch.cholesky_inverse(L)
@@ -449,7 +460,8 @@ def adapter_state_dict(model):
 
     "<layer>.lora_A" (r, d_in), "<layer>.lora_B" (d_out, r) and "<layer>.scale", a number. After
     LoRA-GA the factors are [A; A0] and [B, −B0] of rank 2r, whose product is BA − B0A0. Other
-    parameters that train have the names that they have in the base model.
+    parameters that train have the names that they have in the base model. Give it model.module of
+    DDP, and model._orig_mod of torch.compile. Raises ValueError if nothing trains.
     """
     layers, state = lora_layers(model), {}
     for name, layer in layers.items():
@@ -469,6 +481,11 @@ def adapter_state_dict(model):
             wrapped = owner.removesuffix(".linear")
             in_base = f"{wrapped}.{part}" if wrapped in layers else name
             state[in_base] = whole(p)
+            if wrapped in layers and part == "weight":  # W0, and not W0 − s·B0A0
+                layer = layers[wrapped]
+                state[in_base] = whole(p) + layer.scale * layer.lora_B0 @ layer.lora_A0
+    if not state:
+        raise ValueError("nothing in the model trains: save the adapter before merge_and_unload")
     return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
 
@@ -500,7 +517,8 @@ def load_adapter(model, state):
             layer.scale = scale.item()
             wrapped[module] = layer
     if not wrapped:
-        raise ValueError("the adapter holds no layer that the model has")
+        raise ValueError("the adapter holds no layer that the model has: its first key is "
+                         f"{next(iter(state), None)}")
     replace_modules(model, wrapped)
 
     # The rest trains in full.
@@ -527,7 +545,15 @@ def load_base_weight(layer, state_dict, prefix, *_):
 
 def no_autocast(tensor):
     """Turns autocast off in a `with` block: it would round what is done to the weights."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):  # the meta device has none
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def precise(tensor):
+    """In float32, if it has fewer bits (after model.bfloat16(), for example)."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_linear(linear, rank, name):

@@ -257,14 +257,22 @@ def read_tensors(path):
 def from_gpt2(path, tensors):
     """A Hugging Face GPT-2 checkpoint -> our config, our state dict."""
     file = path.with_name("config.json")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"{path} needs a GPT-2's config.json beside it: it is missing or damaged")
     for key, value in GPT2_CONFIG.items():
         if config.get(key, value) != value:
             raise ValueError(f"{file} is not of a GPT-2 like OpenAI's: {key} is {config[key]!r}, "
                              f"allowed is {value!r}")
-    ours = {"block_size": config["n_positions"]}
-    for key in ("vocab_size", "n_layer", "n_head", "n_embd"):
-        ours[key] = config[key]
+    needed = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
+    missing = [key for key in needed if key not in config]
+    if missing:
+        raise ValueError(f"{file} is not of a GPT-2: it has no {missing[0]}")
+    ours = {"block_size" if key == "n_positions" else key: config[key] for key in needed}
+    head, embedding = (tensors.get(name) for name in ("lm_head.weight", "transformer.wte.weight"))
+    if head is not None and embedding is not None and not head.equal(embedding):
+        raise ValueError(f"{path} has an output layer that is not tied to its embedding")
     state = {}
     for name, value in tensors.items():
         # Two buffers hold attention's mask; the output layer is tied to the embedding.

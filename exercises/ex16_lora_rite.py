@@ -61,9 +61,8 @@ def step(B, A, grad_B, grad_A, state, lr, betas, eps):
 
 # How it trains: an optimizer that takes `step` for each layer. B = 0 has no inverse R, so it starts
 # small and random, taken out of W0. Give --lr 4e-3. What matters is a short memory of M, β₁: with
-# (0.9, 0.95) it learned 15 % of the sums at 2e-3 and 16 % at 4e-3, with (0.9, 0.8) 27 %, and with
-# (0.7, 0.95), a long memory of V alone, 99 % (both at 4e-3). With (0.9, 0.95) at 2e-3 the paper's
-# bound on the escaped mass gave 26 %, Adam's bias correction 40 %, both 51 %. (One seed each.)
+# (0.9, 0.95) it learned 19 % of the sums (15 to 73 in three seeds), with (0.7, 0.95), a long memory
+# of V alone, 99 % (98 to 100).
 
 BETAS = (0.7, 0.8)
 

@@ -196,6 +196,13 @@ def test_gpt2s_conv1d_trains_in_full_and_goes_to_peft_and_back(peft, transformer
     assert_same(again, model)
 
 
+def test_a_module_that_trains_in_full_with_lora_inside_is_not_exported(transformers, tmp_path):
+    model = lora.apply_lora(llama(transformers), 2, targets="q_proj")
+    model.model.layers[0].self_attn.q_proj.linear.requires_grad_(True)
+    with pytest.raises(ValueError, match="cannot train in full with PEFT"):
+        export_peft(model, tmp_path)
+
+
 def test_what_peft_cannot_hold_is_not_exported(tmp_path):
     tied = lora.apply_lora(our_gpt(), 2)
     tied.lm_head.requires_grad_(True)

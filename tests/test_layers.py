@@ -495,6 +495,42 @@ def test_lora_ga_refuses_one_bad_entry_in_one_layer(bad):
     refused(apply_lora(Net(), 3, targets=TARGETS), loss, "needs finite gradients")
 
 
+@pytest.mark.parametrize("loss", [lambda loss: (loss,), lambda loss: loss.item(), torch.detach,
+                                  lambda loss: loss.expand(2), lambda loss: None])
+def test_lora_ga_refuses_a_loss_that_is_no_scalar_with_a_gradient(loss):
+    model = apply_lora(Net(), 3, targets=TARGETS)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="a loss_fn that returns a scalar with a gradient"):
+        lora_ga_init(model, [data()], lambda model, x: loss(loss_fn(model, x)))
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
+def test_lora_ga_refuses_a_gamma_that_is_not_positive(gamma):
+    with pytest.raises(ValueError, match="gamma above 0"):
+        lora_ga_init(apply_lora(Net(), 3, targets=TARGETS), [data()], loss_fn, gamma)
+
+
+def test_a_wrapped_weight_that_trains_is_saved_as_the_base_model_has_it():
+    model = apply_lora(Net(), 3, targets=TARGETS, rslora=True)
+    model.second.linear.requires_grad_(True)
+    lora_ga_init(model, [data()], loss_fn)
+    assert model.second.linear.weight.requires_grad  # as before the start
+    model.second.linear.weight.data += 0.1
+    again = load_adapter(Net(), adapter_state_dict(randomise(model)))
+    torch.testing.assert_close(again(data()), model(data()), **EXACT)
+
+
+def test_the_state_of_a_model_in_which_nothing_trains_is_refused():
+    with pytest.raises(ValueError, match="nothing in the model trains"):
+        adapter_state_dict(lora.merge_and_unload(adapted()))
+
+
+def test_the_effective_weight_is_there_on_the_meta_device():
+    layer = LoRALinear(nn.Linear(10, 12, device="meta"), 2)
+    assert layer.weight.shape == (12, 10) and layer.weight.is_meta
+
+
 def test_lora_ga_refuses_no_batches():
     refused(apply_lora(Net(), 3, targets=TARGETS), loss_fn, "not zero", batches=iter([]))
 
@@ -668,6 +704,29 @@ def test_an_attached_preconditioner_refuses_a_closure(optimizer, call):
     with pytest.raises(ValueError, match="closure.* call precondition_gradients.* at the closure's end"):
         call(optimizer.step)
     assert_same_gradients(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_16_bits_are_preconditioned_in_float32(dtype):
+    model = adapted().to(dtype)
+    layer = model.first
+    layer.lora_A.grad, layer.lora_B.grad = (torch.randn_like(p) for p in (layer.lora_A,
+                                                                          layer.lora_B))
+    A, B, grad_A, grad_B = (t.detach().double() for t in (
+        layer.lora_A, layer.lora_B, layer.lora_A.grad, layer.lora_B.grad))
+    I = 0.1 * torch.eye(3, dtype=torch.float64)
+    expected = torch.linalg.inv(B.T @ B + I) @ grad_A, grad_B @ torch.linalg.inv(A @ A.T + I)
+    precondition_gradients(model, damping=0.1)
+    for p, grad in zip((layer.lora_A, layer.lora_B), expected):
+        assert p.grad.dtype == dtype
+        torch.testing.assert_close(p.grad.double(), grad, rtol=1e-2, atol=1e-2)
+
+
+def test_without_damping_a_zero_factor_gives_no_error():
+    model = apply_lora(Net(), 3, targets=TARGETS)
+    loss_fn(model, data()).backward()
+    precondition_gradients(model, damping=0.0)
+    assert not model.first.lora_A.grad.any() and model.first.lora_B.grad.isfinite().all()
 
 
 def test_a_closure_preconditions_at_its_end():

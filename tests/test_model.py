@@ -136,6 +136,23 @@ def test_a_checkpoint_of_another_model_is_one_sentence(transformers, tmp_path, c
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("config", ["", "[]", "{}", "{", None])
+def test_a_checkpoint_without_a_whole_config_is_one_sentence(tmp_path, config):
+    torch.save({"wte.weight": torch.zeros(4, 4)}, tmp_path / "pytorch_model.bin")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="config.json.*(missing|damaged|has no n_positions)"):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_an_output_layer_that_is_not_tied_is_refused(transformers, tmp_path):
+    model = gpt2(transformers)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="output layer that is not tied"):
+        GPT.from_pretrained(tmp_path)
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 99\n"
 
 
