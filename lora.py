@@ -76,7 +76,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., d_in) -> (..., d_out)."""
-        y = self.linear(x)  # x W0ᵀ + b, or x Wᵀ + b if merged
+        y = self.linear(x)  # frozen; if merged, s·BA is in its weight
         if not self.merged:
             A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
             B_T = B.T.contiguous()  # a copy, for speed alone: 8 to 12 % of a step on a CPU
@@ -139,11 +139,11 @@ def lora_plus_groups(model, lr, ratio=16.0):
     A and everything else that trains get lr.
     Take one example x, with g = ∂L/∂y for the layer's output y. Then ∇A = s (Bᵀg) xᵀ and
     ∇B = s g (Ax)ᵀ, and a step moves the output by s (B ΔA x + ΔB A x). Adam moves each entry by
-    about its learning rate η. So each entry of ΔA x is ±η Σ|xⱼ|, a sum of d_in terms of one sign,
-    and each entry of ΔB (Ax) a sum of only r terms. To keep ΔA x of order 1, a shared rate has to
-    be of order 1/d_in. Then ΔB (Ax) vanishes in wide layers. Both learn if A's rate is of order
-    1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure this: B's update still
-    vanishes, only at a larger width.
+    about its learning rate η, against the sign of its gradient. So each entry of ΔA x is ±η Σ|xⱼ|,
+    d_in terms of one sign, and each entry of ΔB (Ax) a sum of only r terms. To keep ΔA x of order
+    1, a shared rate has to be of order 1/d_in. Then ΔB (Ax) vanishes in wide layers. Both learn if
+    A's rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure this:
+    B's update still vanishes, only at a larger width.
 
     ratio  1 is LoRA. The paper used 16, the default here, where A starts at zero and B random.
            Where B starts at zero, as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
@@ -210,8 +210,8 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     batches, loss_fn  an iterable, and loss_fn(model, batch) -> a scalar. With several processes
                       give each the same batches and the same random seed
     gamma             the larger, the smaller the factors
-    Afterwards a weight that was tied to another layer's is one of its own: that other layer has to
-    stay frozen. Checkpointing of activations needs use_reentrant=False.
+    A tied weight becomes two. Keep the other layer frozen: in the base model both are one.
+    Activation checkpointing needs use_reentrant=False.
     A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, with the model
     unchanged, if there is no LoRA layer; if 2r > min(d_in, d_out); if the adapter has been trained,
     started or merged; if the loss is no scalar; if the gradients are not finite or all zero.

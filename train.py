@@ -273,7 +273,7 @@ def train(args, build_model=build_model, build_optimizer=build_optimizer,
     # Start: evaluate the base model, then let LoRA-GA choose the factors. Or resume.
     if checkpoint is None:
         first_step, seconds = 0, 0.0
-        before = after = evaluate(model, task, source)  # a checkpoint may come before the next
+        before = after = evaluate(model, task, source)  # the first checkpoint may need `after`
         start(args, model, micro_batches)
     else:
         if checkpoint["checksum"] != task.checksum:
