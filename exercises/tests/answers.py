@@ -22,10 +22,15 @@ def load(path, solution=None):
     path = Path(path)
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
+    module.hash = refuse_hash  # in the place of Python's
     for file in (path, solution):
         if file is not None:
             execute(Path(file), module)
     return module
+
+
+def refuse_hash(value):
+    raise ValueError("hash() of a text is another number in every process: it makes no seed")
 
 
 def execute(path, module):
