@@ -32,7 +32,7 @@ class LoRALinear(nn.Module):
     rank     r, from 1 to min(d_in, d_out)
     alpha    s = alpha/rank, or alpha/√rank with rslora; None means alpha = rank
     dropout  probability with which an entry of x in x Aᵀ is zeroed in training
-    rslora   with a fixed alpha keeps s·BA of the same size as the rank grows (Kalajdzievski, arXiv
+    rslora   at a fixed alpha a larger rank then does not learn more slowly (Kalajdzievski, arXiv
              2312.03732)
     Raises ValueError for a rank that does not fit, or a layer that is not a plain nn.Linear.
     """
@@ -145,7 +145,7 @@ def lora_plus_groups(model, lr, ratio=16.0):
     A's rate is of order 1/d_in and B's of order 1 (Theorem 1). A constant ratio does not cure this:
     B's update still vanishes, only at a larger width.
 
-    ratio  1 is LoRA. The paper used 16, the default here, where A starts at zero and B random.
+    ratio  1 is LoRA. The paper used 16 (the default here) where A starts at zero and B random.
            Where B starts at zero, as here, it found 4 to 8 on RoBERTa and 2 to 4 on Llama.
     """
     layers = lora_layers(model).values()
@@ -210,7 +210,7 @@ def lora_ga_init(model, batches, loss_fn, gamma=16.0):
     batches, loss_fn  an iterable, and loss_fn(model, batch) -> a scalar. With several processes
                       give each the same batches and the same random seed
     gamma             the larger, the smaller the factors
-    A tied weight becomes two. Keep the other layer frozen: in the base model both are one.
+    A tied weight becomes two. Keep the other layer frozen: load_adapter would tie them again.
     Activation checkpointing needs use_reentrant=False.
     A layer without a gradient keeps LoRA's start, with a warning. Raises ValueError, with the model
     unchanged, if there is no LoRA layer; if 2r > min(d_in, d_out); if the adapter has been trained,

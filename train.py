@@ -72,7 +72,7 @@ def build_parser():
         help="sets several flags; a flag given beside it wins")
     add("--rank", type=count, default=8, help="r, the inner dimension of the factors B and A")
     add("--alpha", type=positive, help="the scale is alpha/rank (default: the rank; 8 with loraga)")
-    add("--rslora", action=yes_or_no, default=False, help="alpha/√rank; √rank without --alpha")
+    add("--rslora", action=yes_or_no, default=False, help="the scale is alpha/√rank instead")
     add("--targets", nargs="+", default=["c_attn", "c_proj", "c_fc"], help="the layers to adapt")
     add("--dropout", type=fraction, default=0.0, help="dropout on the adapter's input")
     add("--init", choices=["kaiming", "ga"], default="kaiming",
