@@ -151,7 +151,7 @@ def numbers_of(row):
 def best_table(rows, steps):
     """Each variant at its best rate, as a table in Markdown."""
     base = rows[BASE]
-    lines = [["none", "", base["loss"], base["bleu"], "0", ""]]
+    lines = [["none", "", f"{float(base['loss']):.3f}", f"{float(base['bleu']):.1f}", "0", ""]]
     for name, variant in VARIANTS.items():
         rates = compare.at_rates(results(rows, steps), name)
         if not rates:
