@@ -85,6 +85,7 @@ class Task:
     references: list  # and all right answers of each
     windows: torch.Tensor  # (n, WINDOW + 1): docs prose, to see what is forgotten
     end: int
+    longest: int = LONGEST_ANSWER
 
 
 def read_pairs(name):
@@ -114,15 +115,15 @@ def load_task(tokenizer, quick=False):
 
     held_out = read_pairs("e2e_val.jsonl")
     reported, choosing = held_out[::10], held_out[5::10]
-    windows = 8
+    windows, longest = 8, LONGEST_ANSWER
     if quick:
-        reported, choosing, windows = reported[:4], choosing[:4], 2
+        reported, choosing, windows, longest = reported[:2], choosing[:2], 1, 8
     return Task(train=[tokenize(pair) for pair in read_pairs("e2e_train.jsonl")],
                 reported=[tokenize(pair) for pair in reported],
                 choosing=[tokenize(pair) for pair in choosing],
                 prompts=[tokenizer(pair["prompt"])["input_ids"] for pair in reported],
                 references=[pair["references"] for pair in reported],
-                windows=docs_windows(tokenizer, windows), end=end)
+                windows=docs_windows(tokenizer, windows), end=end, longest=longest)
 
 
 def length(row):
@@ -184,7 +185,7 @@ def docs_loss(model, windows):
 
 
 @torch.no_grad()
-def answers(model, tokenizer, prompts, end):
+def answers(model, tokenizer, prompts, end, longest=LONGEST_ANSWER):
     """Greedy answers, up to the end token or the end of the line."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = {}
@@ -197,7 +198,7 @@ def answers(model, tokenizer, prompts, end):
             ids[row, T - len(prompts[i]):] = torch.tensor(prompts[i])
             mask[row, T - len(prompts[i]):] = 1
         output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False,
-                                max_new_tokens=LONGEST_ANSWER, eos_token_id=end, pad_token_id=end)
+                                max_new_tokens=longest, eos_token_id=end, pad_token_id=end)
         decoded = tokenizer.batch_decode(output[:, T:], skip_special_tokens=True)
         texts.update(zip(group, decoded))
     return [texts[i].strip().partition("\n")[0] for i in range(len(prompts))]
@@ -292,7 +293,7 @@ def run(args, base, tokenizer, task):
     row_at_end["path"] = row["path"] + row_at_end["path"]
     with precision(args.method):
         choosing = rows_loss(model, task.choosing, task.end)
-        texts = answers(model, tokenizer, task.prompts, task.end)
+        texts = answers(model, tokenizer, task.prompts, task.end, task.longest)
     return {**row, **row_at_end, "loss_to_choose": f"{choosing:.4f}",
             "bleu": f"{bleu(texts, task.references):.2f}"}
 
