@@ -13,7 +13,6 @@ A PEFT adapter is a folder with two files. adapter_model.safetensors (or .bin) h
 modules that train in full. adapter_config.json holds s = lora_alpha/r, or lora_alpha/√r with
 use_rslora. Neither PEFT nor transformers is needed here.
 """
-import argparse
 import copy
 import importlib.util
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 
 import lora
-from data.files import InputError, about_input, replace_file, run_command
+from data.files import InputError, about_input, command_parser, replace_file, run_command
 from model import GPT, read_tensors, to_hugging_face
 
 PREFIX = "base_model.model."  # of every tensor's name in a PEFT adapter
@@ -245,9 +244,7 @@ def load_run(directory):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"huggingface.py: {message}\n")
+    parser = command_parser(__doc__)
     parser.add_argument("what", choices=["peft", "merged"])
     parser.add_argument("out_dir", type=Path, help="a finished run's directory")
     args = parser.parse_args()

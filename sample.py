@@ -4,22 +4,19 @@
     python sample.py --adapter A --adapter B --prompt "Once" --temperature 0.8 --samples 3
     python sample.py --adapter out/math-loraga-r8      asks for prompts, line by line
 """
-import argparse
 import sys
 
 import torch
 
 from data import tasks, tokenizer
-from data.files import InputError, number, run_command
+from data.files import InputError, command_parser, number, run_command
 from huggingface import load_run
 from model import GPT
 from train import pick_device
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"sample.py: {message}\n")
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--adapter", action="append", default=[], metavar="OUT_DIR", help="a run; may be repeated")
     add("--prompt", help="the text to continue; without it, it is asked for")

@@ -30,7 +30,8 @@ import lora
 from data import tasks, tokenizer
 # An InputError is the user's mistake: one sentence and exit code 2. An OSError or ValueError in a
 # block of about_input(what) becomes one, with `what` in front.
-from data.files import InputError, about_input, number, replace_file, run_command, write_csv
+from data.files import (InputError, about_input, number, read_csv, replace_file, run_command,
+                        write_csv)
 from model import GPT, GPTConfig, read_tensors
 
 GA_BATCHES = 4  # LoRA-GA sums the gradients of the run's first batches
@@ -475,7 +476,7 @@ def open_log(args, first_step):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = []
         if first_step > 0:  # later rows are computed again
-            rows = read_log(path)[:first_step + 1]
+            rows = read_csv(path)[:first_step + 1]
         else:
             if args.resume:  # stopped before its first checkpoint: it starts again
                 path.unlink(missing_ok=True)
@@ -486,11 +487,6 @@ def open_log(args, first_step):
         write_csv(path, LOG, rows)
         file = open(path, "a", buffering=1, encoding="utf-8", newline="")  # each row at once
     return csv.DictWriter(file, LOG, extrasaction="ignore", lineterminator="\n")
-
-
-def read_log(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def save(path, contents):
@@ -558,7 +554,7 @@ def print_report(args, model, task, result):
     print(f"trained  {result['trainable_params']:,} of {result['total_params']:,} parameters")
     print(f"cost     {result['optimizer_bytes'] / 1e6:.1f} MB of optimizer memory, "
           f"{result['seconds']:.0f} s")
-    rows = read_log(Path(args.out_dir) / "log.csv")
+    rows = read_csv(Path(args.out_dir) / "log.csv")
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     print("\ntraining loss", *text_plot(losses), sep="\n  ")
     print("\nsamples", *task.samples(model), sep="\n  ")

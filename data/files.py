@@ -1,4 +1,4 @@
-"""What every command shares: errors in one sentence, files that are whole or absent, numbers."""
+"""What commands share: errors in one sentence, flags, CSVs, files that are whole or absent."""
 import argparse
 import contextlib
 import csv
@@ -47,6 +47,23 @@ def write_csv(path, columns, rows):
     writer.writerows(rows)
     with replace_file(path) as file:
         file.write(text.getvalue().encode())
+
+
+def read_csv(path):
+    """The rows of a CSV as dicts of strings."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command_parser(description, name=None):
+    """An argparse parser whose errors are one line with exit code 2.
+
+    The description is the module's docstring; the name is needed for `python -m` alone.
+    """
+    parser = argparse.ArgumentParser(name, description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    return parser
 
 
 def run_command(main):

@@ -14,7 +14,6 @@ Two more names write shipped files again and print the hash to put into the code
     python -m data.prepare docs_val     docs_val.bin: the tokens of docs_val.txt
     python -m data.prepare vocabulary   tokenizer.tiktoken: trained on a part of docs
 """
-import argparse
 import base64
 import hashlib
 import importlib.util
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from data import tasks, tokenizer
-from data.files import InputError, replace_file, run_command
+from data.files import InputError, command_parser, replace_file, run_command
 
 FOLDER = Path(__file__).parent
 SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
@@ -213,9 +212,7 @@ PREPARE = {"docs": prepare_docs, "code": prepare_code, "shakespeare": prepare_sh
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"prepare.py: {message}\n")
+    parser = command_parser(__doc__, "python -m data.prepare")
     parser.add_argument("name", choices=PREPARE, help="what to write")
     PREPARE[parser.parse_args().name]()
 

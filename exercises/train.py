@@ -12,7 +12,6 @@ may define three functions; for one that is missing, LoRA's is used:
     optimizer(model, lr)                 -> a torch.optim.Optimizer
     after_step(model, optimizer, step)   is called after each step; step counts from 1
 """
-import argparse
 import ast
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 
 import lora
 import train
-from data.files import InputError, about_input, run_command
+from data.files import InputError, about_input, command_parser, run_command
 from exercises.tests.answers import Failure, functions_to_write, load
 from model import GPT
 
@@ -117,9 +116,7 @@ def run(exercise, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m exercises.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = command_parser(__doc__, "python -m exercises.train")
     parser.add_argument("exercise", help="ex06 to ex17, or the file's whole name")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="a constant in capitals of the exercise's file")

@@ -8,10 +8,9 @@
 Rows go to results/runs.csv, the table to its place in the page that has one (evidence.md, or the
 exercises' README), the figure to figures/. A stopped command goes on where it was.
 """
-import argparse
 from pathlib import Path
 
-from data.files import InputError, run_command, write_csv
+from data.files import InputError, command_parser, read_csv, run_command, write_csv
 from experiments import plot, question, sweep, trained
 from experiments.questions import forgetting, lora, lora_ga, lora_plus, practice, preconditioner
 
@@ -59,13 +58,11 @@ def measure(asked, args):
     directories = trained.train_all(asked.runs, folder, more, args.jobs)
     rows = list(asked.rows(directories))
     write_csv(path, list(rows[0]), rows)
-    return question.read_csv(path)
+    return read_csv(path)
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m experiments.ask", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = command_parser(__doc__, "python -m experiments.ask")
     parser.add_argument("name", nargs="?", choices=QUESTIONS, metavar="QUESTION")
     parser.add_argument("--quick", action="store_true", help="four steps a run and one seed")
     parser.add_argument("--stored", action="store_true", help="no runs, only the stored rows")
@@ -76,7 +73,7 @@ def main():
         return
     asked = QUESTIONS[args.name]
     found = (measure if isinstance(asked, question.Measurement) else answer)(asked, args)
-    table = asked.text(found)
+    table = asked.table(found)
     print(f"\n{table}\n")
     if not args.quick:
         question.put(asked.name, table)

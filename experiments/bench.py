@@ -8,7 +8,6 @@ Whatever is compared runs in turn in one process, in another order every round, 
 after a larger neighbour is slower. A time is a median, a ratio is one of medians. Peak memory is
 measured in a process of its own. PEFT gets the same model, rank, batch and optimizer.
 """
-import argparse
 import importlib.util
 import multiprocessing
 import random
@@ -22,7 +21,8 @@ from pathlib import Path
 import torch
 
 import lora
-from data.files import number
+from data.files import command_parser, number
+from experiments import compare
 from model import GPT, GPTConfig
 
 ADAPTERS = ["LoRA", "PEFT"] if importlib.util.find_spec("peft") else ["LoRA"]
@@ -134,10 +134,15 @@ def peak_memory_here(prepare, args):
         torch.cuda.reset_peak_memory_stats()
         before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
-        before, peak = resident("VmRSS"), lambda: resident("VmHWM")
+        before, peak = resident_now(), lambda: resident("VmHWM")
     function()
     return peak() - before
+
+
+def resident_now():
+    """This process's memory in bytes; its peak, VmHWM, begins here again (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def resident(field):
@@ -235,13 +240,6 @@ TABLES = {"steps": steps, "memory": memory, "preconditioner": preconditioner, "m
           "loraga": loraga}
 
 
-def show(title, rows):
-    """Prints rows, dicts of one kind, as a Markdown table."""
-    print("\n### " + " ".join(title.split()) + "\n")
-    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
-        print("| " + " | ".join(map(in_words, cells)) + " |", flush=True)
-
-
 def in_words(cell):
     """Floats with three digits or more."""
     if isinstance(cell, float):
@@ -250,8 +248,7 @@ def in_words(cell):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("tables", nargs="*", help=f"some of {', '.join(TABLES)} (all)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
@@ -259,7 +256,6 @@ def main():
     add("--dtypes", nargs="+", choices=["float32", "mixed", "bfloat16"], default=["float32"])
     add("--ranks", nargs="+", type=number(int, 1), default=[8, 64])
     add("--rounds", type=number(int, 1), help="how often everything is timed; else 3 to 31 times")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has none that torch sees")
@@ -268,8 +264,9 @@ def main():
             parser.error(f"{name} is no table: allowed are {', '.join(TABLES)}")
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads")
     for name in args.tables or TABLES:
-        table = TABLES[name]
-        show(table.__doc__, list(table(args)))
+        rows = list(TABLES[name](args))
+        cells = [list(map(in_words, row.values())) for row in rows]
+        print(f"\n### {TABLES[name].__doc__}\n\n{compare.markdown(rows[0], cells)}", flush=True)
 
 
 if __name__ == "__main__":

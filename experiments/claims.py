@@ -6,7 +6,6 @@ Writes a CSV for each table to experiments/results, from which experiments.figur
 claims with their numbers to evidence.md. The exit code is 1 if a verdict is not what it was.
 Nothing here is trained for long: these are statements about first steps and small exact problems.
 """
-import argparse
 import itertools
 import math
 import statistics
@@ -19,8 +18,8 @@ import torch.nn as nn
 
 import lora
 from data import tasks, tokenizer
-from data.files import run_command, write_csv
-from experiments import question
+from data.files import command_parser, run_command, write_csv
+from experiments import compare, question
 from model import GPT, GPTConfig
 
 RESULTS = Path(__file__).with_name("results")
@@ -356,7 +355,7 @@ def only_plain_slows_down(plain, scaled):
 
 def of_lora(sizes, scales):
     [size] = sizes
-    yield ("LoRA trains 10,000 times fewer parameters",
+    yield ("LoRA trains about 10,000 times fewer parameters",
            f"GPT-3's shape, rank 4 in query and value: {size['ratio']:,.0f} times",
            size["ratio"] > 9000)
     apart = max(float(row["difference"]) for row in scales)
@@ -380,7 +379,7 @@ def of_lora_plus(widths, toy):
     pairs = [min(losses, key=losses.get)
              for losses in (mean_losses(toy, step) for step in TOY_STEPS)]
     ratios = [lr_B / lr_A for lr_A, lr_B in pairs]
-    yield ("in the toy the best pair has η_B ≫ η_A",
+    yield ("in the toy the best pair of the mean has η_B ≫ η_A",
            f"η_B/η_A {ratios[0]:.0f} after 10 steps, {ratios[1]:.0f} after 200", min(ratios) > 10)
 
 
@@ -407,7 +406,7 @@ def of_the_preconditioner(conditioning, network):
            only_plain_slows_down(plain, scaled))
     by_seeds = [counts(conditioning, case="random start", value=each) for each in CONDITIONS]
     plain, scaled = zip(*([statistics.median(seeds) for seeds in each] for each in by_seeds))
-    yield ("nor from a small random start",
+    yield ("hardly from a small random start",
            f"{least_to_most(scaled)} steps for κ = 1 to 100, plain {least_to_most(plain)}",
            only_plain_slows_down(plain, scaled))
     plain, scaled = counts(network)
@@ -436,13 +435,11 @@ def rows_of(table):
 
 
 def table_of(found):
-    rows = [f"| {claim} | {result} |" for claim, result, _ in found]
-    return "\n".join(["| claim | result |", "|---|---|", *rows])
+    return compare.markdown(["claim", "result"], [[claim, result] for claim, result, _ in found])
 
 
 def main():
-    argparse.ArgumentParser(prog="python -m experiments.claims", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command_parser(__doc__, "python -m experiments.claims").parse_args()
     tables = {}
     with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for table, rows in zip(TABLES, pool.map(rows_of, TABLES)):

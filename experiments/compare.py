@@ -10,7 +10,6 @@ side by side, each is a row of runs.csv in --out as soon as it ends, and the sam
 after a stop. At the end it writes table.md, compare.png and compare.svg there. A method's best rate
 is the one that forgot least, of those within 2 % of the most that the method learned.
 """
-import argparse
 import math
 import shlex
 import statistics
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import train
 from data import tasks, tokenizer
-from data.files import InputError, number, replace_file, run_command
+from data.files import InputError, command_parser, number, replace_file, run_command
 from experiments import plot, sweep
 
 NAMES = {"full": "full fine-tuning", "lora": "LoRA", "loraplus": "LoRA+", "loraga": "LoRA-GA",
@@ -28,7 +27,6 @@ METHODS = tuple(NAMES)
 LOOKS = dict(zip(METHODS, plot.LOOKS))  # the same in every figure
 AROUND = (0.5, 1, 2)  # learning rates, as multiples of a method's default
 TOLERANCE = 0.02  # rates whose results differ by less are equally good
-FORMS = {"exact match": "{:.1%}", "loss": "{:.3f}"}
 NUMBERS = ("learned", "loss", "docs_before", "docs", "trained", "optimizer_bytes", "early")
 SET_HERE = ("--method", "--lr", "--seed", "--out_dir", "--resume", "--overwrite", "--init",
             "--lr_ratio", "--precondition", "--no-precondition", "--gamma", "--damping")
@@ -97,13 +95,12 @@ def numbers_of(row, metric):
     if row["metric"] == "diverged" or not math.isfinite(float(row["learned"])):
         worst = 0.0 if metric == "exact match" else math.inf
         return {"metric": metric, "learned": worst, "loss": math.inf, "forgotten": math.inf,
-                "early": math.inf, "trained": 0, "optimizer_bytes": 0, "losses": [], "path": []}
+                "early": math.inf, "trained": 0, "optimizer_bytes": 0, "path": []}
     result = {name: float(row.get(name) or "nan") for name in NUMBERS}
     result["metric"] = metric
     result["forgotten"] = result["docs"] - result["docs_before"]
     if metric == "loss":
         result["learned"] = result["loss"]
-    result["losses"] = [float(loss) for loss in (row.get("losses") or "").split()]
     result["path"] = [[float(number) for number in point.split(":")]
                       for point in row["path"].split()]
     return result
@@ -130,8 +127,12 @@ def better(metric):
     return max if metric == "exact match" else min
 
 
-def best_rate(rates):
-    """The rate that forgot least, of those whose median seed learned most within TOLERANCE.
+def reached(value, level, metric):
+    return value >= level if better(metric) is max else value <= level
+
+
+def best_rate(rates, tolerance=TOLERANCE):
+    """Of the rates whose median seed learned most, within a tolerance, the one that forgot least.
 
     Rates that not every seed has tried are left out.
     """
@@ -140,13 +141,16 @@ def best_rate(rates):
     seeds = max(len(results) for results in rates.values())
     rates = {lr: results for lr, results in rates.items() if len(results) == seeds}
     medians = {lr: median(results, "learned") for lr, results in rates.items()}
-    if next(iter(rates.values()))[0]["metric"] == "exact match":
-        level = max(medians.values()) - TOLERANCE
-        equal = [lr for lr in rates if medians[lr] >= level]
-    else:
-        level = min(medians.values()) * (1 + TOLERANCE)
-        equal = [lr for lr in rates if medians[lr] <= level]
+    metric = next(iter(rates.values()))[0]["metric"]
+    most = better(metric)(medians.values())
+    level = most - tolerance if metric == "exact match" else most * (1 + tolerance)
+    equal = [lr for lr in rates if reached(medians[lr], level, metric)]
     return min(equal, key=lambda lr: median(rates[lr], "forgotten"))
+
+
+def learned_most(rates):
+    """The rate whose median seed learned most, whatever it forgot."""
+    return best_rate(rates, tolerance=0)
 
 
 def at_edge(rates, lr):
@@ -155,17 +159,24 @@ def at_edge(rates, lr):
 
 
 def common_level(tried):
-    """What every method of {name: {lr: results}} has learned at its best rate, in the median."""
-    at_best = [rates[best_rate(rates)] for rates in tried.values()]
-    worse = min if better(at_best[0][0]["metric"]) is max else max
-    return worse(median(results, "learned") for results in at_best)
+    """What the worst method of {name: {lr: results}} learned at its best rate, in the median."""
+    best = [rates[best_rate(rates)] for rates in tried.values()]
+    worse = min if better(best[0][0]["metric"]) is max else max
+    return worse(median(results, "learned") for results in best)
 
 
 # ==== Forgetting at equal learning ================================================================
 
 
-def reached(value, level, metric):
-    return value >= level if better(metric) is max else value <= level
+def front(results):
+    """The points of all paths that no other point beats in both -> [(forgotten, learned)]."""
+    points = sorted((max(docs - result["docs_before"], 0.01), value)
+                    for result in results for _, value, docs in result["path"][1:])
+    kept = []
+    for forgotten, value in points:
+        if not kept or not reached(kept[-1][1], value, results[0]["metric"]):
+            kept.append((forgotten, value))
+    return kept
 
 
 def forgotten_at(results, level):
@@ -195,48 +206,84 @@ def at_level(rates, level, with_rate=True):
 # ==== Tables ======================================================================================
 
 
-def spread(results, name, form, to=" to "):
-    """A median, and in brackets the range of the seeds."""
-    values = [result[name] for result in results]
-    text = form.format(statistics.median(values))
-    if len(values) == 1:
-        return text
-    return f"{text} ({form.format(min(values))}{to}{form.format(max(values))})"
-
-
 def markdown(header, rows):
     """A table in Markdown from cells of text."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
+def spread(values, form):
+    """A cell: a median, and in brackets the range."""
+    text = form.format(statistics.median(values))
+    if len(values) == 1:
+        return text
+    return f"{text} ({form.format(min(values))}–{form.format(max(values))})"
+
+
+def of_seeds(results, name, form="{:.2f}"):
+    return spread([result[name] for result in results], form)
+
+
+def learned(results):
+    """A cell: what the seeds learned; shares in per cent."""
+    if results[0]["metric"] == "exact match":
+        return spread([100 * result["learned"] for result in results], "{:.1f}")
+    return of_seeds(results, "learned", "{:.3f}")
+
+
+def at_best(rates, choose=best_rate):
+    """The best rate as text, and its results -> ("0.01 (edge)", [result of each seed])."""
+    lr = choose(rates)
+    edge = " (edge)" if at_edge(rates, lr) else ""
+    return f"{lr:g}{edge}", rates[lr]
+
+
+def best_table(found, names, first="method", more=None, choose=best_rate):
+    """Each of these names at its best rate: what was learned and forgotten there.
+
+    names   as in the results; of "code: LoRA" the table shows "LoRA"
+    more    {header: function of the best rate's results and of all rates -> a cell}
+    """
+    more, rows = more or {}, []
+    for name in names:
+        rates = at_rates(found, name)
+        lr, results = at_best(rates, choose)
+        rows.append([shown(name), lr, learned(results), of_seeds(results, "forgotten"),
+                     *(cell(results, rates) for cell in more.values())])
+    metric = "exact match, %" if results[0]["metric"] == "exact match" else "loss"
+    return markdown([first, "lr", metric, "forgotten, nats", *more], rows)
+
+
+def shown(name):
+    return NAMES.get(name, name.rpartition(": ")[2])
+
+
+def level_table(found, names, levels, with_rate=True):
+    """What had been forgotten at these levels, each at the rate that forgot least by then."""
+    rows = [[shown(name), *(at_level(at_rates(found, name), level, with_rate) for level in levels)]
+            for name in names]
+    header = [f"at {level_name(level, found[0]['metric'])}" for level in levels]
+    return markdown(["forgotten, nats", *header], rows)
+
+
+def level_name(level, metric):
+    return f"{100 * level:g} %" if metric == "exact match" else f"{level:.3f}"
+
+
+# Cells of more columns, as best_table takes them.
+
+
+def trained(results, _):
+    return f"{median(results, 'trained'):,.0f}"
+
+
+def optimizer(results, _):
+    return f"{median(results, 'optimizer_bytes') / 1e6:.1f} MB"
+
+
 def table(found, methods):
     """Each method at its best rate, and what it needs."""
-    metric = found[0]["metric"]
-    lines, edges = [], []
-    for method in methods:
-        rates = at_rates(found, method)
-        if not rates:
-            continue
-        lr = best_rate(rates)
-        if at_edge(rates, lr):
-            edges.append(method)
-        best = rates[lr]
-        lines.append([method, f"{lr:g}", spread(best, "learned", FORMS[metric]),
-                      spread(best, "forgotten", "{:.2f}"), f"{median(best, 'trained'):,.0f}",
-                      f"{median(best, 'optimizer_bytes') / 1e6:.1f} MB"])
-    text = markdown(["method", "lr", metric, "forgotten, nats", "trained", "optimizer"], lines)
-    if edges:
-        text += ("\n\nBest at the edge of the rates that were tried, so perhaps better beyond: "
-                 f"{'; '.join(edges)}.")
-    return text
-
-
-def equal_learning(found, methods, levels=(0.5, 0.9)):
-    """What had been forgotten when these shares of the questions were first answered."""
-    rows = [[method, *(at_level(at_rates(found, method), level) for level in levels)]
-            for method in methods]
-    return markdown(["method", *(f"at {level:.0%}" for level in levels)], rows)
+    return best_table(found, methods, more={"trained": trained, "optimizer": optimizer})
 
 
 # ==== Figures =====================================================================================
@@ -274,6 +321,17 @@ def learned_against_forgotten(panel, found, methods):
     panel.xaxis.set_major_formatter("{x:g}")
 
 
+def draw_front(panel, results, method):
+    """A method's front, from all its runs."""
+    color, line, marker = LOOKS[method]
+    points = front(results)
+    if points:
+        panel.step(*zip(*points), where="post", color=color, linestyle=line, marker=marker,
+                   label=NAMES[method])
+    panel.set(xscale="log", xlabel=plot.FORGOTTEN, ylabel=plot.learned(results[0]["metric"]))
+    panel.xaxis.set_major_formatter("{x:g}")
+
+
 def draw(found, methods, path):
     """Learned by learning rate, and learned against forgotten."""
     figure, panels = plot.new_figure(13, 5.5, panels=2)
@@ -298,11 +356,11 @@ def compare(args, given):
     found = results([rows[flags] for flags in runs])
     methods = [method for method in METHODS if method in args.methods]
     text = (f"`python -m experiments.compare {shlex.join(sys.argv[1:])}`: medians of {args.seeds} "
-            f"seeds (and their range), each method at its best learning rate\n\n"
-            f"{table(found, methods)}\n")
+            "seeds (and their range), each method at its best learning rate (edge: the lowest or "
+            f"highest one tried, so perhaps better beyond)\n\n{table(found, methods)}\n")
     if found[0]["metric"] == "exact match":
         text += ("\nWhat had been forgotten when that share was first learned, at the rate that "
-                 f"forgot least\n\n{equal_learning(found, methods)}\n")
+                 f"forgot least\n\n{level_table(found, methods, (0.5, 0.9))}\n")
     with replace_file(out / "table.md") as file:
         file.write(text.encode())
     print(f"\n{text}")
@@ -328,10 +386,7 @@ def check_data(args, stored):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = command_parser(__doc__, "python -m experiments.compare")
     add = parser.add_argument
     add("--data", default="math", help="as for train.py: math, a file of pairs or a text (math)")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="some of the five (all)")
@@ -346,7 +401,7 @@ def build_parser():
 def main():
     args, given = build_parser().parse_known_args()
     args.methods = list(dict.fromkeys(args.methods))
-    given = [word for each in given  # --rank=4 is --rank 4
+    given = [word for each in map(train.underscores, given)  # --grad-clip=4 is --grad_clip 4
              for word in (each.split("=", 1) if each.startswith("--") else [each])]
     for word in given:
         if word in SET_HERE:

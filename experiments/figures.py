@@ -5,11 +5,9 @@
 reads experiments/results (made by experiments.compare and experiments.claims) and writes SVGs to
 experiments/figures.
 """
-import argparse
-import csv
 from pathlib import Path
 
-from data.files import run_command
+from data.files import command_parser, read_csv, run_command
 from experiments import compare, plot, sweep
 
 RESULTS = Path(__file__).with_name("results")
@@ -19,9 +17,8 @@ BLUE, ORANGE = (color for color, _, _ in plot.LOOKS[:2])
 
 def read(name):
     """The rows of a CSV of results, numbers as floats."""
-    with open(RESULTS / f"{name}.csv", encoding="utf-8", newline="") as file:
-        return [{key: value if key in ("rule", "start", "case") else float(value)
-                 for key, value in row.items()} for row in csv.DictReader(file)]
+    return [{key: value if key in ("rule", "start", "case") else float(value)
+             for key, value in row.items()} for row in read_csv(RESULTS / f"{name}.csv")]
 
 
 def learned_and_forgotten():
@@ -149,8 +146,7 @@ def conditioning():
 
 
 def main():
-    argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command_parser(__doc__, "python -m experiments.figures").parse_args()
     for draw in (learned_and_forgotten, lora, widths, alignment, conditioning):
         path = FIGURES / f"{draw.__name__}.svg"
         plot.write(draw(), path)

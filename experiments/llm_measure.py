@@ -6,37 +6,18 @@
 
 The first two need a machine that does nothing else. experiments.llm says what to install.
 """
-import argparse
 import copy
-import math
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import lora
-from data.files import number, run_command, write_csv
-from experiments import llm, smollm
+from data.files import command_parser, number, run_command, write_csv
+from experiments import bench, claims, llm, smollm
 
 # ==== Costs: time, memory, PEFT beside it =========================================================
-
-
-def resident_mib(field):
-    """This process's memory in MiB: VmRSS is now, VmHWM the peak. NaN where there is no /proc."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return math.nan
-    [line] = [line for line in path.read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) / 1024
-
-
-def forget_peak():
-    """Makes VmHWM start again from VmRSS."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
 
 
 def costs(args, base, task):
@@ -47,8 +28,7 @@ def costs(args, base, task):
     rows = []
     for method in llm.METHODS:
         options = llm.parse_args(["--method", method, "--seed", str(args.seed)])
-        forget_peak()
-        before = resident_mib("VmRSS")
+        before = bench.resident_now()
         model, optimizer = smollm.start(options, base, task)
         rates = [group["lr"] for group in optimizer.param_groups]
         seconds = []
@@ -58,7 +38,7 @@ def costs(args, base, task):
             smollm.train_step(method, model, optimizer, rates, 1.0, batch)
             seconds.append(time.perf_counter() - started)
         rows.append({"method": method, "seconds_per_step": f"{statistics.median(seconds):.2f}",
-                     "peak_mib": round(resident_mib("VmHWM") - before)})
+                     "peak_mib": round((bench.resident("VmHWM") - before) / 2**20)})
         print(rows[-1], flush=True)
         del model, optimizer
     write_csv(llm.RESULTS / "llm_costs.csv", list(rows[0]), rows)
@@ -141,33 +121,27 @@ def peft_ratios(args, base, task):
 # ==== LoRA-GA's first step ========================================================================
 
 
-def cosine(X, Y):
-    return ((X * Y).sum() / (X.norm() * Y.norm())).item()
-
-
 def cosines(args, base, task):
     """The cosine of a first step of gradient descent with −G: LoRA-GA, the best of rank 2r, LoRA.
 
-    Median over the layers, for 4 batches of training rows. Writes results/llm_cosines.csv.
+    Medians over the layers, for 4 batches of training rows. Writes results/llm_cosines.csv.
     """
     model = lora.apply_lora(copy.deepcopy(base), smollm.RANK, targets=smollm.TARGETS)
     batches = [smollm.draw_batch(task, args.seed, step) for step in range(smollm.GA_BATCHES)]
-    gradients = lora.summed_gradients(model, batches, smollm.loss_of)
-    singular = {name: torch.linalg.svdvals(G) for name, G in gradients.items()}
+    gradients = lora.summed_gradients(model, batches, smollm.loss_of).values()
+    spectra = [torch.linalg.svdvals(G) for G in gradients]
     torch.manual_seed(args.seed)
     rows = []
-    for rank in (1, 2, 4, 8, 16, 32):
-        found = {"rank": rank, "lora_ga": [], "best": [], "lora": []}
-        for name, G in gradients.items():
-            A, B = lora.lora_ga_factors(G, rank)
-            found["lora_ga"].append(cosine(B @ (B.T @ G) + (G @ A.T) @ A, G))
-            squares = singular[name].square()
-            found["best"].append((squares[:2 * rank].sum() / squares.sum()).sqrt().item())
-            A = torch.empty(rank, G.shape[1])
-            torch.nn.init.kaiming_uniform_(A, a=5 ** 0.5)
-            found["lora"].append(cosine((G @ A.T) @ A, G))
-        row = {name: value if name == "rank" else f"{statistics.median(value):.4f}"
-               for name, value in found.items()}
+    for rank in claims.RANKS:
+        found = {"lora_ga": [], "best": [], "lora": []}
+        for G, S in zip(gradients, spectra):
+            ga = lora.lora_ga_factors(G, rank)
+            found["lora_ga"].append(claims.cosine_of_first_step(G, *ga))
+            found["best"].append((S[:2 * rank].norm() / S.norm()).item())
+            A = torch.nn.init.kaiming_uniform_(torch.empty(rank, G.shape[1]), a=5 ** 0.5)
+            found["lora"].append(claims.cosine_of_first_step(G, A, G.new_zeros(len(G), rank)))
+        medians = {name: f"{statistics.median(cosines):.4f}" for name, cosines in found.items()}
+        row = {"rank": rank, **medians}
         print(row, flush=True)
         rows.append(row)
     write_csv(llm.RESULTS / "llm_cosines.csv", list(rows[0]), rows)
@@ -179,8 +153,7 @@ MEASUREMENTS = {"costs": costs, "peft": peft_ratios, "cosines": cosines}
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m experiments.llm_measure", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "python -m experiments.llm_measure")
     add = parser.add_argument
     add("what", choices=MEASUREMENTS)
     add("--seed", type=number(int, 0), default=0, help="of the batches and of A")

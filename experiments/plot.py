@@ -4,19 +4,16 @@
     python -m experiments.plot out/math-* --out figures/mine
 
 Writes out/runs.png and out/runs.svg: the training loss, the metric, and what was learned against
-what was forgotten. The legend names the settings in which the runs differ. Needs matplotlib.
+what was forgotten. The legend has the directories' names. Needs matplotlib.
 """
-import argparse
-import csv
 import importlib.util
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import torch
 
-from data.files import InputError, replace_file
+from data.files import InputError, command_parser, read_csv, replace_file, run_command
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Line styles and markers differ
 # as well, for print.
@@ -26,8 +23,6 @@ LOOKS = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"),
 STYLE = {"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 2, "svg.hashsalt": "nanoLoRA",
          "svg.fonttype": "none"}  # text stays text: a smaller file that can be searched
-NOT_IN_LABELS = ("method", "eval_interval")
-IN_THE_PRESET = ("alpha", "rslora", "init", "lr_ratio", "precondition")
 MISSING = "drawing needs matplotlib, which is not installed: pip install matplotlib"
 FORGOTTEN = "forgotten: rise of the docs loss, nats"
 
@@ -60,49 +55,20 @@ def write(figure, path):
 
 
 def read_run(directory):
-    """A run's settings, the metric's name, and the columns of log.csv as lists of numbers."""
+    """The metric's name, and the columns of log.csv as lists of numbers."""
     directory = Path(directory)
     try:
         if (directory / "result.json").exists():
             run = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         else:
             run = torch.load(directory / "ckpt.pt", map_location="cpu", weights_only=True)
-        with open(directory / "log.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(directory / "log.csv")
     except OSError:
         raise InputError(f"{directory} holds no run that can be drawn yet: it needs log.csv and "
                          "ckpt.pt or result.json") from None
     columns = {name: [float(row[name] or "nan") for row in rows]
                for name in ("step", "loss", "metric", "source_loss")}
-    return {"settings": run["settings"], "metric_name": run["metric_name"], **columns}
-
-
-def labels(runs, hidden=IN_THE_PRESET):
-    """A label for each run: its method and the settings that are not the same in all runs.
-
-    What the method's preset sets is left out, unless two labels would then be equal.
-    """
-    settings = [run["settings"] for run in runs]
-    differing = []
-    for name in settings[0]:
-        values = {str(each[name]) for each in settings if each.get(name) is not None}
-        if len(values) > 1 and name not in (*NOT_IN_LABELS, *hidden):
-            differing.append(name)
-    found = [label(each, differing) for each in settings]
-    if hidden and len(set(found)) < len(found):
-        return labels(runs, hidden=())
-    return found
-
-
-def label(settings, names):
-    """A run's method, then these of its settings: "lora rank 8"."""
-    words = [settings["method"]]
-    for name in names:
-        value = settings.get(name)
-        if value is not None:
-            value = " ".join(map(str, value)) if isinstance(value, list) else value
-            words.append(f"{name} {value}")
-    return " ".join(words)
+    return {"metric_name": run["metric_name"], **columns}
 
 
 def running_median(values, window):
@@ -128,8 +94,8 @@ def draw(directories, path):
     that starts where nothing is learned and nothing forgotten; the marker is at its end.
     """
     runs = [read_run(directory) for directory in directories]
-    names = labels(runs)
-    if len(set(names)) < len(names):  # the same experiment in several directories
+    names = [Path(directory).name for directory in directories]
+    if len(set(names)) < len(names):
         names = list(map(str, directories))
     figure, (training, learning, trade) = new_figure(16, 5.5, panels=3)
     for i, (run, name) in enumerate(zip(runs, names)):
@@ -170,19 +136,14 @@ def name_lines(figure, panel, columns=4):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m experiments.plot", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "python -m experiments.plot")
     parser.add_argument("directories", nargs="+", metavar="OUT_DIR", help="runs of train.py")
     parser.add_argument("--out", default="out/runs", help="the files' path without .png and .svg")
     args = parser.parse_args()
-    try:
-        for path in (f"{args.out}.png", f"{args.out}.svg"):
-            draw(args.directories, path)
-            print(path)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
+    for path in (f"{args.out}.png", f"{args.out}.svg"):
+        draw(args.directories, path)
+        print(path)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

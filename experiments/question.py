@@ -2,23 +2,21 @@
 
 The questions stand in experiments/questions/, `python -m experiments.ask NAME` answers one.
 The first seed tries all learning rates. The other seeds try the best of them, or all of them if the
-question is about the rates. So two seeds of three have not chosen the rate that is reported.
+question is about the rates.
 """
-import csv
 import math
 import shlex
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
-from data.files import InputError, replace_file
+from data.files import InputError, read_csv, replace_file
 from experiments import compare, sweep
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = (HERE / "evidence.md", HERE.parent / "exercises" / "README.md")  # with places for tables
-QUICK = "--steps 4 --eval_interval 2"
+QUICK = "--steps 4 --eval_interval 4"
 ON_CODE = "--steps 300 --eval_interval 50 --batch_size 8"  # as many tokens a step as 32 sums
 DATA = {  # name: what train.py takes, and more flags
     "math": ("math", ""),
@@ -42,7 +40,7 @@ class Variant:
     flags    more flags of train.py
     module   what runs in train.py's place, with its own flags: "experiments.variant --freeze A"
     data     a key of DATA
-    always   rates that every seed tries
+    always   rates that the other seeds try too, beside the best
     """
     method: str
     rates: tuple
@@ -63,15 +61,19 @@ class Variant:
 class Question:
     """Variants by name, and what is made of their results.
 
+    text         a function of the results (dicts of numbers) -> Markdown; or the first header of
+                 the table of all variants at their best rates
     every_rate   every seed tries all rates
     metric       "loss" compares by the held-out loss, whatever the task's metric is
-    text, draw   functions of the results (dicts of numbers): Markdown, and a figure or None
+    choose       a function of {lr: results} -> the best rate
+    draw         a function of the results -> a figure, or None
     """
     name: str
     variants: dict
-    text: Callable
+    text: Callable | str
     every_rate: bool = False
     metric: str = None
+    choose: Callable = compare.best_rate
     draw: Callable = None
 
     def plan(self, seeds=3, more=""):
@@ -84,7 +86,7 @@ class Question:
         if self.every_rate:
             return list(plan)
         first = [result for result in self.results(plan, rows) if result["seed"] == 0]
-        best = {name: compare.best_rate(compare.at_rates(first, name)) for name in self.variants}
+        best = {name: self.choose(compare.at_rates(first, name)) for name in self.variants}
         return [flags for flags, (name, lr, _) in plan.items()
                 if lr in (best[name], *self.variants[name].always)]
 
@@ -105,6 +107,17 @@ class Question:
 
     def stored(self):
         return self.results(self.plan(), sweep.read(*RESULTS.rglob("runs.csv")))
+
+    def table(self, found):
+        """The answer in Markdown; a table for each task, where the variants name it before a colon.
+        """
+        if callable(self.text):
+            return self.text(found)
+        tables = {}
+        for name in self.variants:
+            tables.setdefault(name.rpartition(": ")[0] or self.text, []).append(name)
+        return "\n\n".join(compare.best_table(found, names, first, choose=self.choose)
+                           for first, names in tables.items())
 
     def quick(self):
         """The same with one learning rate each, and without what has to be downloaded."""
@@ -127,6 +140,9 @@ class Measurement:
     text: Callable
     draw: Callable = None
 
+    def table(self, rows):
+        return self.text(rows)
+
     def stored(self):
         path = RESULTS / f"{self.name}.csv"
         if not path.exists():
@@ -134,62 +150,7 @@ class Measurement:
         return read_csv(path)
 
 
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 # ==== Tables ======================================================================================
-
-
-def short(results, name="learned"):
-    """A cell: the median and the range of the seeds; shares in per cent."""
-    if name == "learned":
-        percent = results[0]["metric"] == "exact match"
-        values = [100 * result["learned"] if percent else result["learned"] for result in results]
-        form = "{:.1f}" if percent else "{:.3f}"
-    else:
-        values, form = [result[name] for result in results], "{:.2f}"
-    return spread(values, form)
-
-
-def spread(values, form):
-    """A median, and in brackets the range."""
-    text = form.format(statistics.median(values))
-    if len(values) == 1:
-        return text
-    return f"{text} ({form.format(min(values))}–{form.format(max(values))})"
-
-
-def best(rates):
-    """The best rate as text, and its results -> ("0.01 (edge)", [result of each seed])."""
-    lr = compare.best_rate(rates)
-    edge = " (edge)" if compare.at_edge(rates, lr) else ""
-    return f"{lr:g}{edge}", rates[lr]
-
-
-def at_best(found, names, first, prefix="", level=None):
-    """A row for each name: the best rate, what was learned and forgotten there.
-
-    prefix   what stands before the names in the results
-    level    adds what had been forgotten when this much was learned
-    """
-    rows, metric = [], None
-    for name in names:
-        rates = compare.at_rates(found, prefix + name)
-        lr, results = best(rates)
-        metric = results[0]["metric"]
-        row = [name, lr, short(results), short(results, "forgotten")]
-        rows.append(row if level is None else [*row, compare.at_level(rates, level)])
-    header = [first, "lr", in_words(metric), "forgotten"]
-    if level is not None:
-        header.append(f"forgotten at {100 * level:g} %" if metric == "exact match" else
-                      f"forgotten at {level:.3f}")
-    return compare.markdown(header, rows)
-
-
-def in_words(metric):
-    return "exact match, %" if metric == "exact match" else "loss"
 
 
 def steps_to(points, level, metric):

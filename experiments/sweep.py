@@ -21,15 +21,14 @@ from pathlib import Path
 
 import torch
 
-from data.files import InputError, number
+from data.files import InputError, number, read_csv
 
 
 ROOT = Path(__file__).parents[1]
 WORK = Path("out/sweep")  # a directory for each run, until it has its row
 EARLY = 50  # steps, whose mean training loss is the column `early`
-BLOCK = 10  # steps, whose mean training loss is each number in the column `losses`
 COLUMNS = ("flags", "metric", "learned_before", "learned", "loss", "docs_before", "docs",
-           "trained", "optimizer_bytes", "seconds", "early", "losses", "path")
+           "trained", "optimizer_bytes", "seconds", "early", "path")
 NO_RESUME = ("-m exercises.", "-m experiments.peft_run")  # a checkpoint does not hold all of these
 
 
@@ -41,24 +40,21 @@ def add_jobs(parser):
 def read(*tables):
     """The rows of these CSVs by their flags; a table that is not there has none."""
     rows = {}
-    for table in tables:
-        if Path(table).exists():
-            with open(table, encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    rows.setdefault(row["flags"], row)
+    for table in filter(os.path.exists, tables):
+        for row in read_csv(table):
+            rows.setdefault(row["flags"], row)
     return rows
 
 
-def append(table, row):
+def append(table, row, columns=COLUMNS):
     """Adds a row to a CSV in one write, so that a second process cannot write into it."""
-    table = Path(table)
-    table.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if not table.exists():
-        writer.writeheader()
-    writer.writerow(row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    Path(table).parent.mkdir(parents=True, exist_ok=True)
     with open(table, "ab", buffering=0) as file:
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
         file.write(text.getvalue().encode())
 
 
@@ -88,13 +84,11 @@ def run(flags, directory, threads):
 def row_of(flags, directory):
     """A finished run's row, from result.json and log.csv."""
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    with open(directory / "log.csv", encoding="utf-8", newline="") as file:
-        log = list(csv.DictReader(file))
+    log = read_csv(directory / "log.csv")
     if [int(line["step"]) for line in log] != list(range(result["steps"] + 1)):
         raise InputError(f"{directory}/log.csv is not that of one run, perhaps of two at a time: "
                          "delete the directory and start again")
     losses = [float(line["loss"]) for line in log if line["loss"]]
-    blocks = [losses[start:start + BLOCK] for start in range(0, len(losses), BLOCK)]
     path = [f"{line['step']}:{float(line['metric']):.4f}:{float(line['source_loss']):.4f}"
             for line in log if line["metric"]]
     return {"flags": flags, "metric": result["metric_name"],
@@ -105,7 +99,6 @@ def row_of(flags, directory):
             "docs": round(result["source_loss_after"], 4),
             "trained": result["trainable_params"], "optimizer_bytes": result["optimizer_bytes"],
             "seconds": round(result["seconds"]), "early": round(statistics.mean(losses[:EARLY]), 4),
-            "losses": " ".join(f"{statistics.mean(block):.3f}" for block in blocks),
             "path": " ".join(path)}
 
 

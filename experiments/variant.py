@@ -7,14 +7,13 @@
     python -m experiments.variant --freeze embeddings --method full
     python -m experiments.variant --gradient_batches 1 --method loraga
 """
-import argparse
 import functools
 
 import torch
 
 import lora
 import train
-from data.files import InputError, number, run_command
+from data.files import InputError, command_parser, number, run_command
 
 # ==== Starts of the factors =======================================================================
 
@@ -134,10 +133,7 @@ FREEZE = {None: train.build_model, "A": without_A, "embeddings": without_embeddi
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m experiments.variant", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = command_parser(__doc__, "python -m experiments.variant")
     add = parser.add_argument
     add("--start", choices=STARTS, help="of the factors, with --init ga")
     add("--optimizer", choices=OPTIMIZERS, default="adamw")

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from data import prepare, tasks, tokenizer
-from data.files import InputError, about_input, replace_file
+from data.files import InputError, about_input, command_parser, replace_file
 from model import GPT, GPTConfig
 
 ENCODING = tokenizer.load()
@@ -62,6 +62,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_errors_about_input_say_what_was_given(error):
     with pytest.raises(InputError, match="^--rank: too large$"), about_input("--rank"):
         raise error("too large")
+
+
+@pytest.mark.parametrize("words", [["--rang", "4"], ["--rank", "x"], []])
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(words, capsys):
+    parser = command_parser("What it does.\n\n    how", "python -m what")
+    parser.add_argument("--rank", type=int, required=True)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("python -m what: ") and error.count("\n") == 1
 
 
 def test_the_vocabulary_has_2048_tokens_and_each_digit_is_one():

@@ -14,9 +14,9 @@ import torch
 import lora
 import train
 from data.files import InputError, run_command
-from experiments import ask, claims, compare, figures, plot, question, sweep, variant
+from experiments import ask, claims, compare, figures, llm, plot, question, sweep, variant
 from experiments.question import Question, Variant
-from experiments.questions import forgetting, lora_ga, preconditioner
+from experiments.questions import forgetting, preconditioner
 from experiments.questions import lora as of_lora
 
 ROOT = Path(__file__).parent.parent
@@ -54,9 +54,9 @@ def refused(monkeypatch, capsys, main, *words):
 # ==== Drawing runs ================================================================================
 
 
-def write_run(directory, settings, finished=True):
-    directory.mkdir()
-    run = {"settings": settings, "metric_name": "exact match"}
+def write_run(directory, finished=True):
+    directory.mkdir(parents=True)
+    run = {"metric_name": "exact match"}
     if finished:
         (directory / "result.json").write_text(json.dumps(run))
     else:
@@ -68,36 +68,36 @@ def write_run(directory, settings, finished=True):
 
 @drawn
 def test_runs_are_drawn_finished_or_not_and_alike_each_time(tmp_path):
-    write_run(tmp_path / "a", {"method": "full", "lr": 1e-3})
-    write_run(tmp_path / "b", {"method": "lora", "lr": 1e-3}, finished=False)
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", finished=False)
     for name in ("one.svg", "two.svg", "one.png"):
         plot.draw([tmp_path / "a", tmp_path / "b"], tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert ">a<" in text and ">b<" in text  # the directories' names
+
+
+@drawn
+def test_directories_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    for parent in ("first", "second"):
+        write_run(tmp_path / parent / "lora")
+    plot.draw([tmp_path / "first/lora", tmp_path / "second/lora"], tmp_path / "both.svg")
+    text = (tmp_path / "both.svg").read_text(encoding="utf-8")
+    assert f">{tmp_path / 'first/lora'}<" in text and f">{tmp_path / 'second/lora'}<" in text
 
 
 def test_evaluations_start_where_nothing_is_forgotten(tmp_path):
-    write_run(tmp_path / "a", {"method": "lora"})
+    write_run(tmp_path / "a")
     run = plot.read_run(tmp_path / "a")
     assert run["step"] == [0, 1, 2] and math.isnan(run["loss"][0])
     assert plot.evaluations(run) == ([0, 2], [0.0, 0.5], [0.0, 0.25])
     assert plot.running_median([1, 9, 2, 8], 3) == [1, 5, 2, 8]
 
 
-def test_labels_name_the_settings_that_differ():
-    def labels(*flags):
-        args = [train.parse_args(f"--out_dir o --lr 1 {each}".split()) for each in flags]
-        return plot.labels([{"settings": vars(each)} for each in args])
-
-    assert labels("", "--rank 2 --alpha 8") == ["lora rank 8", "lora rank 2"]
-    assert labels("--method full", "--method loraga") == ["full", "loraga"]
-    assert labels("--method loraga", "--method loraga --precondition") == [
-        "loraga precondition False", "loraga precondition True"]
-
-
 @pytest.mark.parametrize("module, words", [(plot, ["x"]), (figures, [])])
 def test_without_matplotlib_there_is_one_sentence(module, words, monkeypatch, capsys, tmp_path):
-    write_run(tmp_path / "x", {"method": "lora"})
+    write_run(tmp_path / "x")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plot, "available", lambda: False)
     assert "pip install matplotlib" in refused(monkeypatch, capsys, module.main, *words)
@@ -136,11 +136,11 @@ def test_the_table_has_medians_at_the_best_rate_and_names_edges():
     found += [result("full", lr, 0.5, forgotten=lr) for lr in (1.0, 2.0, 3.0)]
     found += [result("loraga", lr, 0.5, forgotten=lr) for lr in (1.0, 2.0)]
     text = compare.table(found, ["full", "lora", "loraga"])
-    assert "| lora | 0.002 | 60.0% (50.0% to 70.0%) |" in text
-    assert "| full | 1 |" in text  # equal learning, less forgetting
-    assert text.endswith("so perhaps better beyond: full.")  # of two rates each would be an edge
+    assert "| LoRA | 0.002 | 60.0 (50.0–70.0) |" in text
+    assert "| full fine-tuning | 1 (edge) |" in text  # equal learning, less forgetting
+    assert "| LoRA-GA | 1 |" in text  # of two rates each would be an edge
     losses = [result("lora", lr, 1 / lr, metric="loss") for lr in (1.0, 2.0, 3.0)]
-    assert "| lora | 3 | 0.333 |" in compare.table(losses, ["lora"])
+    assert "| LoRA | 3 (edge) | 0.333 |" in compare.table(losses, ["lora"])
 
 
 def stored(learned, docs, metric="exact match", path="0:0.0:0.0", flags="--method lora"):
@@ -168,8 +168,8 @@ def test_forgetting_at_equal_learning_and_fronts():
     paths = [path("exact match", (0, 3), (0.5, 4), (0.4, 5), (0.9, 6)),
              path("exact match", (0, 3), (0.2, 3.5), (0.9, 9))]
     losses = [path("loss", (4, 3), (2, 4), (2.5, 3.5), (2.4, 5))]
-    assert forgetting.front(paths) == [(0.5, 0.2), (1, 0.5), (3, 0.9)]
-    assert forgetting.front(losses) == [(0.5, 2.5), (1, 2)]
+    assert compare.front(paths) == [(0.5, 0.2), (1, 0.5), (3, 0.9)]
+    assert compare.front(losses) == [(0.5, 2.5), (1, 2)]
     assert compare.forgotten_at(losses, 2.5) == 1 and compare.forgotten_at(paths, 0.9) == 4.5
     tried = {1e-3: losses * 2}
     assert compare.at_level(tried, 2.5) == "1.00 (lr 0.001)" and compare.at_level(tried, 1) == "–"
@@ -180,6 +180,7 @@ def test_forgetting_at_equal_learning_and_fronts():
 @pytest.mark.parametrize("flags, sentence", [
     ("--rank 0", "argument --rank: 0 is not allowed"), ("--lr 1", "--lr is set by the comparison"),
     ("--seed=7", "--seed is set by the comparison"),
+    ("--lr-ratio 4", "--lr_ratio is set by the comparison"),
     ("--methods adam", "invalid choice: 'adam'"), ("--rnk 3", "unrecognized arguments: --rnk 3")])
 def test_what_a_comparison_cannot_take_is_one_sentence(flags, sentence, monkeypatch, capsys):
     assert sentence in refused(monkeypatch, capsys, compare.main, *flags.split())
@@ -259,24 +260,34 @@ def test_the_first_seed_chooses_a_rate_that_the_others_go_on_with():
     later = [plan[flags] for flags in asked.later(plan, rows)]
     assert sorted(later) == sorted((*each, seed) for each in chosen for seed in range(3))
     assert Question("asked", variants, None, every_rate=True).later(plan, rows) == list(plan)
+    most = Question("asked", variants, "method", choose=compare.learned_most)
+    assert ("LoRA", 2e-3, 1) in [plan[flags] for flags in most.later(plan, rows)]
+    first = [each for each in most.results(plan, rows) if each["seed"] == 0]
+    assert "| LoRA | 0.002 | 91.0 | 0.00 |" in most.table(first)
     rows |= {flags: stored(0.5, docs=1) for flags in asked.later(plan, rows)}
     found = asked.results(plan, rows)
     assert compare.best_rate(compare.at_rates(found, "LoRA")) == 1e-3  # one seed has 2e-3
 
 
-def test_each_variant_has_the_metric_of_its_task():
-    variants = {"math": Variant("lora", (1e-3,)), "code": Variant("lora", (1e-3,), data="code")}
-    asked = Question("asked", variants, text=None)
+def test_each_variant_has_the_metric_and_the_table_of_its_task():
+    variants = {"math: LoRA": Variant("lora", (1e-3,)),
+                "code: LoRA": Variant("lora", (1e-3,), data="code")}
+    asked = Question("asked", variants, "method")
     plan = asked.plan(2)
     rows = {}
     for flags, (name, _, seed) in plan.items():
-        metric = "exact match" if name == "math" else "loss"
-        rows[flags] = stored(2.5, 1, "diverged" if seed else metric)
+        metric = "exact match" if name == "math: LoRA" else "loss"
+        rows[flags] = stored(0.25, 1, "diverged" if seed else metric)
     found = asked.results(plan, rows)
-    assert {(each["method"], each["metric"]) for each in found} == {("math", "exact match"),
-                                                                    ("code", "loss")}
+    assert {(each["method"], each["metric"]) for each in found} == {("math: LoRA", "exact match"),
+                                                                    ("code: LoRA", "loss")}
     on_code = list(plan)[1]
     assert "--data data/code.txt" in on_code and "--val_data data/code_val.txt" in on_code
+
+    rows = {flags: row for flags, row in rows.items() if row["metric"] != "diverged"}
+    on_math, on_code = asked.table(asked.results(plan, rows)).split("\n\n")
+    assert "| math | lr | exact match, % |" in on_math and "| LoRA | 0.001 | 25.0 |" in on_math
+    assert "| code | lr | loss |" in on_code and "| LoRA | 0.001 | 1.000 |" in on_code
 
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: asked.name)
@@ -287,10 +298,10 @@ def test_every_question_has_a_table_and_a_figure_of_a_quick_look(asked, tmp_path
     rows = {flags: stored(0.0, 3.0, "exact match" if "--data math" in flags else "loss",
                           "0:0.0:3.0 4:0.0:3.0") for flags in plan}
     for row in rows.values():
-        row["early"], row["losses"] = "1", "1"
+        row["early"] = "1"
     assert not any("shakespeare" in flags for flags in plan)  # it would have to be downloaded
     found = quick.results(plan, rows)
-    assert quick.text(found).count("|") > 12
+    assert quick.table(found).count("|") > 12
     if quick.draw and plot.available():
         plot.write(quick.draw(found), tmp_path / "figure.svg")
 
@@ -299,8 +310,7 @@ def test_a_question_makes_what_is_missing_and_goes_on(tiny_base, tmp_path, monke
     small = f"--init_from {tiny_base} --block_size 32 --batch_size 4 --rank 4"
     variants = {"random": Variant("loraga", (1e-3, 2e-3), small,
                                   module="experiments.variant --start orthonormal")}
-    asked = Question("asked", variants, lambda found: question.at_best(found, variants, "method"),
-                     metric="loss")
+    asked = Question("asked", variants, "method", metric="loss")
     monkeypatch.setitem(ask.QUESTIONS, "asked", asked)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ask", "asked", "--quick"])
@@ -332,8 +342,6 @@ def test_steps_to_a_level_are_those_of_the_first_evaluation_that_reached_it():
     points = [(0, 0.0), (20, 0.5), (40, 0.4), (60, 0.95)]
     assert [question.steps_to(points, level, "exact match") for level in (0.5, 0.9, 0.99)] == [
         20, 60, math.inf]
-    run = {"losses": [2.0, 1.4, 1.6, 1.1]}  # means of ten steps each
-    assert [lora_ga.steps_below(run, level) for level in (1.5, 1.2, 1)] == [20, 40, math.inf]
 
 
 def test_measures_of_weights_against_their_definitions():
@@ -501,9 +509,12 @@ def test_tables_on_the_pages_are_those_of_the_stored_rows(page):
         _, table, _ = question.place_of(name, text)
         if name == "claims":
             assert table == claims.table_of(claims.verdicts(**stored_claims()))
+        elif name == "llm":
+            rows = sweep.read(question.RESULTS / "llm.csv")
+            assert table == llm.tables(llm.results(rows, llm.STEPS))
         elif name in ask.QUESTIONS:
             asked = ask.QUESTIONS[name]
-            assert table == asked.text(asked.stored()), name
+            assert table == asked.table(asked.stored()), name
 
 
 def test_the_readmes_table_is_that_of_the_stored_runs():

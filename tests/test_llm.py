@@ -1,4 +1,5 @@
 """experiments.llm on a tiny Llama: what it measures, which runs it makes, what it compares."""
+import argparse
 import math
 
 import pytest
@@ -7,11 +8,10 @@ import torch.nn.functional as F
 
 pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
-pytest.importorskip("matplotlib")
 
 import lora
-from data.files import InputError
-from experiments import llm, llm_measure, smollm
+from data.files import InputError, read_csv
+from experiments import claims, llm, llm_measure, plot, smollm, sweep
 
 END = 1
 
@@ -137,50 +137,49 @@ def test_a_run_that_diverges_is_a_row(task):
 def test_runs_that_are_there_are_not_made_again(task, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm, "load_base", lambda: (tiny(), Characters()))
     monkeypatch.setattr(smollm, "load_task", lambda tokenizer, quick: task)
-    monkeypatch.setattr(llm, "VARIANTS", {"LoRA": llm.Variant("lora", (1e-3, 1e-2))})
+    monkeypatch.setattr(llm, "VARIANTS", {"lora": llm.Variant("lora", (1e-3, 1e-2))})
     args = llm.parse_args(["--steps", "2", "--seeds", "2"])
     path = tmp_path / "llm.csv"
-    first = llm.run_all(args, path)
-    assert len(first) == 1 + 2 * 2  # the base, two rates with two seeds
+    llm.run_all(args, path)
+    rows = sweep.read(path)
+    assert len(rows) == 1 + 2 * 2  # the base, two rates with two seeds
     text = path.read_text()
     monkeypatch.setattr(smollm, "run", None)
-    assert llm.run_all(args, path) == first
+    llm.run_all(args, path)
     assert path.read_text() == text
-    lr = llm.best_rate(first, llm.VARIANTS["LoRA"], 2)
-    assert f"| LoRA | {lr:g} | " in llm.best_table(first, 2)
+    assert len(llm.results(rows, 2)) == 4
 
 
 def test_the_rate_is_chosen_by_rows_that_are_not_reported():
-    variant = llm.Variant("lora", (1e-3, 1e-2))
-    found = {variant.flags(1e-3, 0, 9): {"loss": "1.0", "loss_to_choose": "2.0"},
-             variant.flags(1e-2, 0, 9): {"loss": "3.0", "loss_to_choose": "1.0"}}
-    assert llm.best_rate(found, variant, 9) == 1e-2
+    """And a rate at which most seeds diverge is not."""
+    rates = {1e-3: [{"learned": 1.0, "to_choose": 2.0}], 1e-2: [{"learned": 3.0, "to_choose": 1.0}]}
+    assert llm.best_rate(rates) == 1e-2
+    rates = {1e-3: [{"to_choose": loss} for loss in (2.0, 2.0, 2.0)],
+             1e-2: [{"to_choose": loss} for loss in (1.0, math.inf, math.inf)]}
+    assert llm.best_rate(rates) == 1e-3
 
 
-def test_table_and_figure_of_runs_that_are_incomplete_or_diverged(tmp_path, capsys):
+def test_table_and_figure_of_runs_that_are_incomplete_or_diverged(tmp_path):
     def row(loss, docs):
         return {"loss": loss, "loss_to_choose": loss, "bleu": "50", "docs": docs, "trained": "9",
                 "path": f"1:3.0:{docs} 2:{loss}:{docs}"}
 
-    full, lora_variant = (llm.VARIANTS[name] for name in ("full fine-tuning", "LoRA"))
+    full, lora_variant = (llm.VARIANTS[name] for name in ("full", "lora"))
     diverged = {**row("diverged", ""), "loss_to_choose": "", "bleu": "", "path": ""}
-    rows = {llm.BASE: row("3.0", "2.0"),
+    rows = {llm.BASE: {**row("3.0", "2.0"), "path": "0:3.0:2.0"},
             full.flags(full.rates[0], 0, 2): row("1.5", "2.25"),
             lora_variant.flags(lora_variant.rates[0], 0, 2): row("1.25", "2.5"),
             lora_variant.flags(lora_variant.rates[1], 0, 2): diverged}
-    llm.report(rows, 2, tmp_path / "llm.svg")
-    printed = capsys.readouterr().out
-    assert "| full fine-tuning | 1e-05 | 1.500 | 50.0 | 0.250 | 9 |" in printed
-    assert "| LoRA | 0.0003 | 1.250 | 50.0 | 0.500 | 9 |" in printed
-    assert "| LoRA | 0.500 (lr 0.0003) |" in printed
-    assert (tmp_path / "llm.svg").stat().st_size > 1000
+    found = llm.results(rows, 2)
+    tables = llm.tables(found)
+    assert "| full fine-tuning | 1e-05 | 1.500 | 0.25 | 50.0 | 9 |" in tables
+    assert "| LoRA | 0.0003 | 1.250 | 0.50 | 50.0 | 9 |" in tables
+    assert "| LoRA | 0.50 | 0.50 | 0.50 |" in tables
     with pytest.raises(InputError, match="no runs"):
-        llm.report({}, 2, tmp_path / "llm.svg")
-
-
-def test_the_front_is_what_no_other_point_beats():
-    points = [(0.3, 1.0), (0.1, 2.0), (0.2, 2.5), (0.3, 1.2), (0.4, 0.5)]
-    assert llm.front(points) == [(0.1, 2.0), (0.3, 1.0), (0.4, 0.5)]
+        llm.results({}, 2)
+    if plot.available():
+        llm.draw(found, tmp_path / "llm.svg")
+        assert (tmp_path / "llm.svg").stat().st_size > 1000
 
 
 def test_a_missing_package_is_one_sentence():
@@ -201,3 +200,20 @@ def test_peft_starts_where_lora_starts_and_goes_the_same_way(task):
     batch = smollm.draw_batch(task, 0, 0)
     kept = llm_measure.saved_mib(ours.model, batch)
     assert 0 < kept < 1.1 * llm_measure.saved_mib(theirs.model, batch)
+
+
+def test_loragas_first_step_on_a_language_model_is_the_best_of_rank_2r(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm, "RESULTS", tmp_path)
+    monkeypatch.setattr(claims, "RANKS", (1, 4))
+    llm_measure.cosines(argparse.Namespace(seed=0), tiny(), task)
+    for row in read_csv(tmp_path / "llm_cosines.csv"):
+        assert float(row["lora_ga"]) == pytest.approx(float(row["best"]), abs=2e-3)
+        assert 0 < float(row["lora"]) < float(row["best"])
+
+
+def test_what_each_method_costs_is_a_row(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm, "RESULTS", tmp_path)
+    llm_measure.costs(argparse.Namespace(seed=0), tiny(), task)
+    rows = read_csv(tmp_path / "llm_costs.csv")
+    assert [row["method"] for row in rows] == list(llm.METHODS)
+    assert all(0 <= float(row["seconds_per_step"]) < 60 for row in rows)

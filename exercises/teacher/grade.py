@@ -15,7 +15,6 @@ crashes costs its own points, and so does a function that takes more than 20 sec
 container or as another user where students may search this machine for the solutions.
 """
 import argparse
-import csv
 import json
 import os
 import re
@@ -27,7 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from data.files import InputError, about_input, number, replace_file, run_command, write_csv
+from data.files import (InputError, about_input, command_parser, number, read_csv, replace_file,
+                        run_command, write_csv)
 from exercises.teacher import handout
 
 NAMES = handout.NAMES
@@ -157,8 +157,7 @@ def earlier_rows(args):
     if not args.resume:
         raise InputError(f"{args.out} is there already: --resume goes on with it, or choose "
                          "another --out")
-    with open(args.out, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(args.out)
     args.random = int(rows[0]["remark"].removeprefix("--random "))
     if list(rows[0]) != list(possible(args)):
         raise InputError(f"--resume: {args.out} is about other exercises than --only")
@@ -185,9 +184,7 @@ def exercise(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m exercises.teacher.grade", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser = command_parser(__doc__, "python -m exercises.teacher.grade")
     parser.add_argument("directory", type=Path, metavar="SUBMISSIONS_DIR")
     parser.add_argument("--out", type=Path, default=Path("marks.csv"), help="the CSV (marks.csv)")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --out has")

@@ -5,13 +5,12 @@
 The copy has a README.md, a pytest.ini, a .gitignore, notebooks for exercises 1 to 5, and a workflow
 for GitHub Classroom.
 """
-import argparse
 import ast
 import json
 import shutil
 from pathlib import Path
 
-from data.files import InputError, about_input, run_command
+from data.files import InputError, about_input, command_parser, run_command
 
 ROOT = Path(__file__).parents[2]
 EXERCISES = ROOT / "exercises"
@@ -124,9 +123,7 @@ def write(directory):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m exercises.teacher.handout",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "python -m exercises.teacher.handout")
     parser.add_argument("directory", metavar="DIR", help="an empty or new directory")
     directory = parser.parse_args().directory
     with about_input("the copy could not be written"):

@@ -49,38 +49,25 @@ def tradeoff_table(found):
     tables = []
     for data, (_, _, level) in TASKS.items():
         tried = of_task(found, data)
-        if not any(tried.values()):
-            continue  # --quick leaves the plays out
-        level = level or compare.common_level(tried)
-        text = question.at_best(found, NAMES.values(), data, f"{data}: ", level)
-        tables.append(text)
+        if any(tried.values()):  # --quick leaves the plays out
+            names = [f"{data}: {name}" for name in NAMES.values()]
+            column = level_column(level or compare.common_level(tried), data)
+            tables.append(compare.best_table(found, names, data, column))
     return "\n\n".join(tables)
 
 
-def front(results):
-    """The points of all paths that no other point beats in both -> [(forgotten, learned)]."""
-    points = sorted((max(docs - result["docs_before"], 0.01), value)
-                    for result in results for _, value, docs in result["path"][1:])
-    better = compare.better(results[0]["metric"])
-    kept = []
-    for forgotten, learned in points:
-        if not kept or better(learned, kept[-1][1]) != kept[-1][1]:
-            kept.append((forgotten, learned))
-    return kept
+def level_column(level, data):
+    """The last column of these tables, as compare.best_table takes it."""
+    name = compare.level_name(level, "exact match" if data == "math" else "loss")
+    return {f"at {name}": lambda _, rates: compare.at_level(rates, level)}
 
 
 def draw_fronts(found):
     figure, panels = plot.new_figure(14, 5.5, panels=2)
     for panel, data in zip(panels, ("math", "code")):
+        panel.set_title(data)
         for method, rates in of_task(found, data).items():
-            color, line, marker = compare.LOOKS[method]
-            results = [result for results in rates.values() for result in results]
-            forgotten, learned = zip(*front(results))
-            panel.step(forgotten, learned, where="post", color=color, linestyle=line,
-                       marker=marker, label=NAMES[method])
-        panel.set(xscale="log", xlabel=plot.FORGOTTEN, title=data,
-                  ylabel=plot.learned(results[0]["metric"]))
-        panel.xaxis.set_major_formatter("{x:g}")
+            compare.draw_front(panel, sum(rates.values(), []), method)
     plot.in_percent(panels[0])
     plot.name_lines(figure, panels[0], columns=len(METHODS))
     return figure
@@ -101,7 +88,7 @@ frozen = {
 
 def frozen_table(found):
     level = compare.common_level({name: compare.at_rates(found, name) for name in frozen})
-    return question.at_best(found, frozen, "what trains", level=level)
+    return compare.best_table(found, frozen, "what trains", level_column(level, "code"))
 
 
 # ==== Less, or later? =============================================================================
@@ -111,28 +98,24 @@ longer = {
     "math: full, 3000 steps": Variant("full", (7.5e-4, 1.5e-3), "--steps 3000",
                                       always=(7.5e-4, 1.5e-3)),
     "math: LoRA, 3000 steps": Variant("lora", (2.5e-3,), "--steps 3000"),
-    "code: full, 900 steps": Variant("full", (7.5e-4,), CODE_900, data="code"),
-    "code: LoRA, 900 steps": Variant("lora", (5e-3,), CODE_900, data="code"),
+    "math: LoRA, r 1, 3000 steps": Variant("lora", (5e-3, 1e-2), "--rank 1 --steps 3000"),
+    "code: full, 900 steps": Variant("full", (3.75e-4, 7.5e-4, 1.5e-3), CODE_900, data="code"),
+    "code: LoRA, 900 steps": Variant("lora", (2.5e-3, 5e-3, 1e-2, 2e-2), CODE_900, data="code"),
 }
 
 
-def longer_table(found):
-    rows = []
-    for name in longer:
-        lr, results = question.best(compare.at_rates(found, name))
-        rows.append([name, lr, question.short(results), question.short(results, "forgotten")])
-    return compare.markdown(["run", "lr", "exact match, % / loss", "forgotten"], rows)
+# ==== Does LoRA bear large batches worse? =========================================================
 
-
-# More rates for the longer runs on code.
-longer_on_code = {
-    "full, 900 steps": Variant("full", (3.75e-4, 7.5e-4, 1.5e-3), CODE_900, data="code"),
-    "LoRA, 900 steps": Variant("lora", (2.5e-3, 5e-3, 1e-2), CODE_900, data="code"),
-}
-
-
-def longer_on_code_table(found):
-    return question.at_best(found, longer_on_code, "code")
+BATCHES = {8: (300, 50), 32: (75, 25), 128: (19, 10)}  # size: steps, eval_interval
+TRIED = {"full": {8: (7.5e-4, 1.5e-3, 3e-3), 32: (7.5e-4, 1.5e-3, 3e-3, 6e-3),
+                  128: (7.5e-4, 1.5e-3, 3e-3)},
+         "lora": {8: (5e-3, 1e-2, 2e-2, 4e-2), 32: (1e-2, 2e-2, 4e-2),
+                  128: (5e-3, 1e-2, 2e-2, 4e-2)}}
+batches = {
+    f"{NAMES[method]}, batches of {size}": Variant(
+        method, TRIED[method][size], f"--steps {steps} --eval_interval {interval} "
+        f"--batch_size {size} {flag('warmup', steps // 15, 20)}", data="code")
+    for size, (steps, interval) in BATCHES.items() for method in TRIED}
 
 
 # ==== Does LoRA regularise more than weight decay and dropout? ====================================
@@ -142,10 +125,6 @@ regularisation = {f"full, weight decay {decay}": Variant("full", (3e-3,),
                    for decay in ("0.1", "1")}
 regularisation |= {f"full, dropout {share}": Variant("full", (3e-3,), f"--model_dropout {share}")
                    for share in ("0.1", "0.3")}
-
-
-def regularisation_table(found):
-    return question.at_best(found, regularisation, "method")
 
 
 # ==== How does LoRA's best rate compare with full fine-tuning's? ==================================
@@ -160,41 +139,23 @@ KINDS = {"full": ("full", (7.5e-4, 1.5e-3, 3e-3, 6e-3), ""),
          "LoRA, A frozen": ("lora", (2e-2, 4e-2, 8e-2, 0.16), "experiments.variant --freeze A")}
 rates = {f"{kind}, {steps}": Variant(method, tried, flag("steps", steps, 1000), module)
          for steps in STEPS for kind, (method, tried, module) in KINDS.items()}
-FROZEN = {2: (8e-2, 0.16, 0.32, 0.64), 32: (1e-2, 2e-2, 4e-2, 8e-2)}
-rates |= {f"LoRA, A frozen, r {rank}": Variant("lora", tried, f"--steps 100 --rank {rank}",
-                                               "experiments.variant --freeze A")
-          for rank, tried in FROZEN.items()}
 
 
 def rate_table(found):
-    def best(name):
-        lr, results = question.best(compare.at_rates(found, name))
-        return results[0]["lr"], lr
-
     rows = []
     for steps in STEPS:
-        chosen = [best(f"{kind}, {steps}") for kind in KINDS]
-        full = chosen[0][0]
-        rows.append([str(steps), *(text for _, text in chosen),
-                     *(f"{lr / full:.1f}" for lr, _ in chosen[1:])])
-    by_steps = compare.markdown(["steps", *(f"{kind}: lr" for kind in KINDS), "LoRA / full",
-                                 "A frozen / full"], rows)
-    full, _ = best("full, 100")
-    rows = []
-    for rank, name in {2: "LoRA, A frozen, r 2", 8: "LoRA, A frozen, 100",
-                       32: "LoRA, A frozen, r 32"}.items():
-        lr, text = best(name)
-        rows.append([str(rank), text, f"{lr / full:.0f}", f"{math.sqrt(3) * 256 / rank:.0f}"])
-    by_rank = compare.markdown(["rank, A frozen, 100 steps", "lr", "lr / full's", "predicted"],
-                               rows)
-    return f"{by_steps}\n\n{by_rank}"
+        texts, results = zip(*(compare.at_best(compare.at_rates(found, f"{kind}, {steps}"))
+                               for kind in KINDS))
+        full, *others = (seeds[0]["lr"] for seeds in results)
+        rows.append([str(steps), *texts, *(f"{lr / full:.1f}" for lr in others)])
+    return compare.markdown(["steps", *(f"{kind}: lr" for kind in KINDS), "LoRA / full",
+                             "A frozen / full"], rows)
 
 
 # ==== Which rank has full fine-tuning's change of the weights? ====================================
 
 CASES = {
     "math, 100 steps": (trained.FULL, "--steps 100"),
-    "math, 300 steps": (trained.FULL, "--steps 300"),
     "math, 1000 steps": (trained.FULL, ""),
     "math, 300 steps, a tenth of the rate": (Variant("full", (3e-4,)), "--steps 300"),
     "code, 300 steps": (Variant("full", (3e-3,), data="code"), "--steps 300 --batch_size 8"),
@@ -218,20 +179,18 @@ def measure_perturbation(runs):
             noise = torch.randn(delta.shape, dtype=delta.dtype, generator=generator)
             yield {"run": case, "seed": seed, "layer": name,
                    "kind": "attention" if ".attn." in name else "MLP",
-                   "rank": variance_rank(delta), "noise": variance_rank(noise),
-                   "norm": round(delta.norm().item(), 4)}
+                   "rank": variance_rank(delta), "noise": variance_rank(noise)}
 
 
 def perturbation_table(rows):
     found = question.groups(rows, "run", "kind")
 
     def cells(case, column):
-        return [question.spread([int(row[column]) for row in found[case, kind]], "{:.0f}")
+        return [compare.spread([int(row[column]) for row in found[case, kind]], "{:.0f}")
                 for kind in ("attention", "MLP")]
 
-    cases = [case for case in CASES if case != "math, 300 steps"]
-    table = [[case, *cells(case, "rank")] for case in cases]
-    table.append(["noise of the same shape", *cells(cases[0], "noise")])
+    table = [[case, *cells(case, "rank")] for case in CASES]
+    table.append(["noise of the same shape", *cells("math, 100 steps", "noise")])
     return compare.markdown(["singular values for 90 % of ‖ΔW‖², of 256", "attention", "MLP"],
                             table)
 
@@ -274,19 +233,19 @@ def diversity_table(rows):
         right, different, differ = zip(*seeds)
         differ = [share for share in differ if share is not None]  # None: fewer than two are wrong
         table.append([NAMES.get(method, method),
-                      question.spread([100 * share for share in right], "{:.1f}"),
-                      question.spread(different, "{:.1f}"),
-                      question.spread([100 * share for share in differ], "{:.0f}")])
+                      compare.spread([100 * share for share in right], "{:.1f}"),
+                      compare.spread(different, "{:.1f}"),
+                      compare.spread([100 * share for share in differ], "{:.0f}")])
     return compare.markdown(["model", "right, %", "different answers of 50",
-                             "two wrong ones differ, %"], table)
+                             "two wrong answers differ, %"], table)
 
 
 QUESTIONS = (
     Question("tradeoff", tradeoff, tradeoff_table, draw=draw_fronts),
     Question("frozen", frozen, frozen_table),
-    Question("longer", longer, longer_table),
-    Question("longer_on_code", longer_on_code, longer_on_code_table),
-    Question("regularisation", regularisation, regularisation_table),
+    Question("longer", longer, "run"),
+    Question("batches", batches, "code", choose=compare.learned_most),
+    Question("regularisation", regularisation, "method"),
     Question("rates", rates, rate_table, metric="loss"),
     Measurement("perturbation", PERTURBED, measure_perturbation, perturbation_table),
     Measurement("diversity", DIVERSE, measure_diversity, diversity_table),

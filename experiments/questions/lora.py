@@ -26,8 +26,8 @@ def rank_table(found):
         row = [str(rank)]
         for data, level in LEVELS.items():
             rates = compare.at_rates(found, f"{data}: {rank}")
-            lr, results = question.best(rates)
-            row += [lr, question.short(results), compare.at_level(rates, level, with_rate=False)]
+            lr, results = compare.at_best(rates)
+            row += [lr, compare.learned(results), compare.at_level(rates, level, with_rate=False)]
         rows.append(row)
     return compare.markdown(
         ["rank", "math: lr", "exact match, %", "forgotten at 90 %", "code: lr", "loss",
@@ -37,11 +37,11 @@ def rank_table(found):
 # ==== The scale s: α = r, α = 2r, a fixed α, and α/√r (rsLoRA) ===================================
 
 BEST = {8: 1e-2, 32: 5e-3, 128: 2.5e-3}  # of α = r in short runs
-SCALES = {  # flags; multiples of these rates, higher where s is smaller
-    "α = r": ({rank: "" for rank in BEST}, (0.5, 1, 2)),
-    "α = 2r": ({rank: f"--alpha {2 * rank}" for rank in BEST}, (0.25, 0.5, 1)),
-    "α = 8": ({rank: "--alpha 8" for rank in (32, 128)}, (1, 2, 4)),
-    "α = 8, rsLoRA": ({rank: "--alpha 8 --rslora" for rank in BEST}, (0.25, 0.5, 1)),
+SCALES = {  # {rank: flags}; multiples of these rates, higher where s is smaller
+    "α = r": ({rank: "" for rank in BEST}, (0.5, 1, 2, 4)),
+    "α = 2r": ({rank: f"--alpha {2 * rank}" for rank in BEST}, (0.25, 0.5, 1, 2)),
+    "α = 8": ({rank: "--alpha 8" for rank in (32, 128)}, (1, 2, 4, 8, 16)),
+    "α = 8, rsLoRA": ({rank: "--alpha 8 --rslora" for rank in BEST}, (0.25, 0.5, 1, 2, 4)),
 }
 SHORT = {"math": "--steps 200", "code": "--steps 100 --eval_interval 50 --batch_size 8"}
 
@@ -51,16 +51,6 @@ def scales_on(data):
                 "lora", tuple(factor * BEST[rank] for factor in factors),
                 f"{flag('rank', rank, 8)} {alpha} {SHORT[data]}", data=data)
             for name, (alphas, factors) in SCALES.items() for rank, alpha in alphas.items()}
-
-
-def scale_table(data):
-    return lambda found: question.at_best(found, scales_on(data), data)
-
-
-def by_task(found, variants):
-    return "\n\n".join(question.at_best(found, [name.partition(": ")[2] for name in variants
-                                                if name.startswith(data)], data, f"{data}: ")
-                       for data in DATA)
 
 
 # ==== Where should a budget of parameters go? (§7.1; Biderman et al., figure 7) ===================
@@ -77,13 +67,9 @@ targets |= {f"code: {name}": Variant("lora", (5e-3, 1e-2, 2e-2), f"{flags} {ON_C
             for name, flags in PLACES.items()}
 
 
-def target_table(found):
-    return by_task(found, targets)
-
-
 # ==== What do the updates of different ranks and seeds share? (§7.2, 7.3) =========================
 
-FIRST = (1, 2, 4, 8)  # directions; the table shows the first and all eight
+FIRST = (1, 8)  # directions
 
 
 def overlap(U, V):
@@ -111,11 +97,10 @@ def measure_subspaces(runs):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(delta.shape, dtype=delta.dtype, generator=generator)
         mine = right_vectors(delta, 8)
-        others = {"in r 64, same seed": right_vectors(deltas[64, 0][name][1], 64),
+        others = {"in r 8, another seed": right_vectors(deltas[8, 1][name][1], 8),
+                  "in 8 random directions": right_vectors(noise, 8),
                   "in r 64, another seed": right_vectors(deltas[64, 1][name][1], 64),
-                  "in 64 random directions": right_vectors(noise, 64),
-                  "in r 8, another seed": right_vectors(deltas[8, 1][name][1], 8),
-                  "in 8 random directions": right_vectors(noise, 8)}
+                  "in 64 random directions": right_vectors(noise, 64)}
         for case, vectors in others.items():
             for k in FIRST:
                 yield {"measure": "φ", "case": case, "layer": name, "k": k,
@@ -132,11 +117,10 @@ def subspace_table(rows):
     found = question.groups(rows, "measure", "case", "k")
 
     def cell(measure, case, k, form):
-        return question.spread([float(row["value"]) for row in found[measure, case, str(k)]], form)
+        return compare.spread([float(row["value"]) for row in found[measure, case, str(k)]], form)
 
-    cases = ("in r 8, another seed", "in 8 random directions", "in r 64, another seed",
-             "in 64 random directions")
-    shared = [[case, *(cell("φ", case, k, "{:.2f}") for k in (1, 8))] for case in cases]
+    shared = [[case, *(cell("φ", case, k, "{:.2f}") for k in FIRST)]
+              for measure, case, k in found if measure == "φ" and k == "1"]
     amplified = [[case, cell("amplification", case, k, "{:.1f}")]
                  for measure, case, k in found if measure == "amplification"]
     header = ["share of ΔW (r 8) that lies", "first direction", "all eight"]
@@ -148,8 +132,8 @@ SUBSPACES = {(rank, seed): (trained.LORA, seed, flag("rank", rank, 8))
              for rank in (8, 64) for seed in range(2)}
 QUESTIONS = (
     Question("ranks", ranks, rank_table),
-    Question("scales", scales_on("math"), scale_table("math"), metric="loss"),
-    Question("scales_on_code", scales_on("code"), scale_table("code")),
-    Question("targets", targets, target_table),
+    Question("scales", scales_on("math"), "math", metric="loss", choose=compare.learned_most),
+    Question("scales_on_code", scales_on("code"), "code", choose=compare.learned_most),
+    Question("targets", targets, "what is adapted"),
     Measurement("subspaces", SUBSPACES, measure_subspaces, subspace_table),
 )

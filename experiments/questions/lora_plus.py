@@ -1,6 +1,7 @@
 """LoRA+ (arXiv 2402.12354): the ratio of B's learning rate to A's."""
 import math
 
+from data.files import read_csv
 from experiments import claims, compare, plot, question
 from experiments.question import Question, Variant, flag
 
@@ -12,10 +13,6 @@ RATES = {1: (2.5e-3, 5e-3, 1e-2), 2: (1.75e-3, 3.5e-3, 7e-3), 4: (1.25e-3, 2.5e-
 ratios = {"1": Variant("lora", RATES[1])}
 ratios |= {str(ratio): Variant("loraplus", rates, flag("lr_ratio", ratio, 16), always=rates[1:2])
            for ratio, rates in RATES.items() if ratio > 1}
-
-
-def ratio_table(found):
-    return question.at_best(found, ratios, "ratio η_B/η_A")
 
 
 def draw_ratios(found):
@@ -31,7 +28,7 @@ def draw_ratios(found):
 
 def draw_toy(panel, step):
     """A square for each pair of rates, coloured by the mean test loss; white where it diverges."""
-    losses = claims.mean_losses(question.read_csv(question.RESULTS / "toy.csv"), step)
+    losses = claims.mean_losses(read_csv(question.RESULTS / "toy.csv"), step)
     rates = sorted({lr for lr, _ in losses})
     field = [[losses[lr_A, lr_B] for lr_A in rates] for lr_B in rates]
     half = (rates[1] / rates[0]) ** 0.5
@@ -83,17 +80,17 @@ def speed_table(found):
     for name in speed:
         [(lr, results)] = compare.at_rates(found, name).items()
         early = [result["early"] for result in results]
-        row = [name, f"{lr:g}", "–" if math.isnan(early[0]) else question.spread(early, "{:.3f}")]
+        row = [name, f"{lr:g}", "–" if math.isnan(early[0]) else compare.spread(early, "{:.3f}")]
         for level in (0.5, 0.9):
             steps = [question.steps_to([point[:2] for point in result["path"]], level,
                                        result["metric"]) for result in results]
-            row.append(question.spread(steps, "{:.0f}"))
+            row.append(compare.spread(steps, "{:.0f}"))
         rows.append(row)
     header = ["method", "lr", "loss of steps 1–50", "steps to 50 %", "steps to 90 %"]
     return compare.markdown(header, rows)
 
 
 QUESTIONS = (
-    Question("ratios", ratios, ratio_table, draw=draw_ratios),
+    Question("ratios", ratios, "ratio η_B/η_A", draw=draw_ratios),
     Question("speed", speed, speed_table),
 )

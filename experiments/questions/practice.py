@@ -1,7 +1,7 @@
 """What follows for practice: one rate for all, betas, combinations, PEFT, related systems."""
 import functools
 
-from experiments import compare, question
+from experiments import compare
 from experiments.compare import AROUND, METHODS, NAMES
 from experiments.question import Question, Variant, flag
 from train import PRESETS
@@ -21,7 +21,7 @@ def shared_table(found):
         rates = compare.at_rates(found, NAMES[method])
         row = [NAMES[method]]
         for lr in (SHARED, RATE[method]):
-            row.append(question.short(rates[lr]) if lr in rates else "–")
+            row.append(compare.learned(rates[lr]) if lr in rates else "–")
         rows.append(row)
     return compare.markdown(["exact match, %", f"all with {SHARED:g}", "each with its own"], rows)
 
@@ -41,7 +41,7 @@ def betas_table(found):
     """At the best rate: learned for forgotten; then what was forgotten at 90 %."""
     def at_the_best(tried):
         results = tried[compare.best_rate(tried)]
-        return f"{question.short(results)} for {compare.median(results, 'forgotten'):.2f}"
+        return f"{compare.learned(results)} for {compare.median(results, 'forgotten'):.2f}"
 
     def rows(cell):
         return [[name, *(cell(compare.at_rates(found, f"{name}, {pair}")) for pair in PAIRS)]
@@ -55,41 +55,26 @@ def betas_table(found):
 
 # ==== Do the methods add up? ======================================================================
 
-GA = (5e-4, 1e-3, 2e-3)
 LOWER = (1.25e-4, 2.5e-4, 5e-4, 1e-3)  # B's rate is four times as large
-toggles = {
-    "LoRA-GA": Variant("loraga", GA),
-    "LoRA+": Variant("loraplus", (1e-3, 2e-3, 4e-3)),
-    "preconditioned": Variant("riemannian", (2.5e-3, 5e-3, 1e-2)),
+toggles = {  # each method alone is in `tradeoff`
     "LoRA-GA, ratio 4": Variant("loraga", LOWER, "--lr_ratio 4"),
-    "LoRA-GA, preconditioned": Variant("loraga", GA, "--precondition"),
+    "LoRA-GA, preconditioned": Variant("loraga", (5e-4, 1e-3, 2e-3), "--precondition"),
     "ratio 4, preconditioned": Variant("riemannian", (1.25e-3, 2.5e-3, 5e-3), "--lr_ratio 4"),
     "all three": Variant("loraga", LOWER, "--precondition --lr_ratio 4"),
 }
 
 
-def toggle_table(found):
-    together = [name for name in toggles if name not in NAMES.values()]  # `tradeoff` has those
-    return question.at_best(found, together, "together")
-
-
 # ==== Do PEFT's versions end where these do? ======================================================
 
 PEFT_RATES = {"loraga": (0.5, 1, 2, 4), "riemannian": (0.25, 0.5, 1, 2)}
-peft = {}
+peft = {}  # ours are in `tradeoff`
 for method in METHODS[1:]:
     lr = RATE[method]
-    peft[f"{NAMES[method]}, here"] = Variant(method, tuple(lr * factor for factor in AROUND))
     tried = tuple(lr * factor for factor in PEFT_RATES.get(method, (1,)))
     peft[f"{NAMES[method]}, PEFT"] = Variant(method, tried, module="experiments.peft_run",
                                              always=(lr,))
 peft["preconditioned, here, δ 0.01"] = Variant("riemannian", (RATE["riemannian"],),
                                                "--damping 0.01")
-
-
-def peft_table(found):
-    other = [name for name in peft if not name.endswith(", here")]  # `tradeoff` has those
-    return question.at_best(found, other, "method")
 
 
 # ==== Eleven related systems, as the solutions of the exercises build them ========================
@@ -117,13 +102,7 @@ systems |= {name: Variant("lora", tried, flags, f"exercises.train {exercise} --s
 
 
 def system_table(found):
-    rows = []
-    for name in systems:
-        lr, results = question.best(compare.at_rates(found, name))
-        rows.append([name, lr, compare.spread(results, "learned", "{:.1%}"),
-                     compare.spread(results, "forgotten", "{:.2f}"),
-                     f"{compare.median(results, 'trained'):,.0f}"])
-    return compare.markdown(["system", "lr", "exact match", "forgotten, nats", "trained"], rows)
+    return compare.best_table(found, systems, "system", {"trained": compare.trained})
 
 
 # What do restarts cost? 1000 steps in links of 25 to 200 steps, and in a single link.
@@ -137,26 +116,18 @@ links = {f"{name}, links of {steps}": Variant(
          for name, (exercise, lr, constant, lengths) in CHAINS.items() for steps in lengths}
 
 
-def link_table(found):
-    return question.at_best(found, links, "system")
-
-
 # Which of LoRA-RITE's two memories is to be short? M's is β₁, V's is β₂; in `systems` both are.
 rite = {f"betas ({betas})": Variant("lora", (4e-3,), "", "exercises.train ex16_lora_rite "
                                     f"--solutions --set BETAS={betas}")
         for betas in ("0.9,0.95", "0.7,0.95")}
 
 
-def rite_table(found):
-    return question.at_best(found, rite, "LoRA-RITE")
-
-
 QUESTIONS = (
     Question("shared", shared, shared_table, every_rate=True),
     Question("betas", betas, betas_table),
-    Question("toggles", toggles, toggle_table),
-    Question("peft", peft, peft_table),
+    Question("toggles", toggles, "together"),
+    Question("peft", peft, "method"),
     Question("systems", systems, system_table),
-    Question("links", links, link_table),
-    Question("rite", rite, rite_table),
+    Question("links", links, "system"),
+    Question("rite", rite, "LoRA-RITE"),
 )

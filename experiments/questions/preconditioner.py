@@ -1,7 +1,5 @@
 """The Riemannian preconditioner (arXiv 2402.02347): learning rates, and Adam's memory."""
-import statistics
-
-from experiments import compare, plot, question
+from experiments import compare, plot
 from experiments.question import Question, Variant
 
 # ==== Is preconditioned training robust to the learning rate? =====================================
@@ -58,8 +56,7 @@ def draw_robustness(found):
         for method, name in METHODS.items():
             color, line, marker = compare.LOOKS[method]
             rates = compare.at_rates(found, f"{optimizer}, r {rank}, {name}")
-            losses = [statistics.median(min(result["loss"], 4) for result in results)
-                      for results in rates.values()]
+            losses = [min(compare.median(results, "loss"), 4) for results in rates.values()]
             panel.plot(list(rates), losses, color=color, linestyle=line, marker=marker, label=name)
         panel.set(xscale="log", ylim=(0.5, 4.1), xlabel="learning rate",
                   title=f"{TITLES[optimizer]}, rank {rank}")
@@ -86,10 +83,6 @@ memory = {
 }
 
 
-def memory_table(found):
-    return question.at_best(found, memory, "variant")
-
-
 # ==== Does preconditioning Adam's step in the gradient's place cure that? =========================
 
 # The proof of theorem 4.1 does so. At B = 0 and a small δ the first step of A is then huge, at any
@@ -101,13 +94,9 @@ adam_steps = {
 }
 
 
-def adam_steps_table(found):
-    return question.at_best(found, adam_steps, "Adam's step preconditioned, β₂ 0.999")
-
-
 QUESTIONS = (
     Question("robustness", robustness, robustness_table, every_rate=True, metric="loss",
              draw=draw_robustness),
-    Question("memory", memory, memory_table),
-    Question("adam_steps", adam_steps, adam_steps_table),
+    Question("memory", memory, "variant"),
+    Question("adam_steps", adam_steps, "Adam's step preconditioned, β₂ 0.999"),
 )
