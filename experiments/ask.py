@@ -3,7 +3,7 @@
     python -m experiments.ask                     the questions
     python -m experiments.ask ranks               makes the runs that are missing, prints the table
     python -m experiments.ask ranks --stored      no runs: the table of the stored rows
-    python -m experiments.ask ranks --quick       four steps a run and one seed, in out/quick
+    python -m experiments.ask ranks --quick       two steps a run and one seed, in out/quick
 
 Rows go to results/runs.csv, the table to its place in the page that has one (evidence.md, or the
 exercises' README), the figure to figures/. A stopped command goes on where it was.
@@ -64,7 +64,7 @@ def measure(asked, args):
 def main():
     parser = command_parser(__doc__, "python -m experiments.ask")
     parser.add_argument("name", nargs="?", choices=QUESTIONS, metavar="QUESTION")
-    parser.add_argument("--quick", action="store_true", help="four steps a run and one seed")
+    parser.add_argument("--quick", action="store_true", help="two steps a run and one seed")
     parser.add_argument("--stored", action="store_true", help="no runs, only the stored rows")
     sweep.add_jobs(parser)
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from experiments import compare, sweep
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = (HERE / "evidence.md", HERE.parent / "exercises" / "README.md")  # with places for tables
-QUICK = "--steps 4 --eval_interval 4"
+QUICK = "--steps 2 --eval_interval 2"
 ON_CODE = "--steps 300 --eval_interval 50 --batch_size 8"  # as many tokens a step as 32 sums
 DATA = {  # name: what train.py takes, and more flags
     "math": ("math", ""),

@@ -292,7 +292,7 @@ def test_each_variant_has_the_metric_and_the_table_of_its_task():
 
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: asked.name)
 def test_every_question_has_a_table_and_a_figure_of_a_quick_look(asked, tmp_path):
-    """Nothing is learned in four steps, and one rate of each variant is tried."""
+    """Nothing is learned in two steps, and one rate of each variant is tried."""
     quick = asked.quick()
     plan = quick.plan(1, question.QUICK)
     rows = {flags: stored(0.0, 3.0, "exact match" if "--data math" in flags else "loss",
