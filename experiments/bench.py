@@ -134,13 +134,13 @@ def peak_memory_here(prepare, args):
         torch.cuda.reset_peak_memory_stats()
         before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
     else:
-        before, peak = resident_now(), lambda: resident("VmHWM")
+        before, peak = reset_peak(), lambda: resident("VmHWM")
     function()
     return peak() - before
 
 
-def resident_now():
-    """This process's memory in bytes; its peak, VmHWM, begins here again (Linux)."""
+def reset_peak():
+    """Lets this process's peak memory, VmHWM, begin again (Linux) -> its memory now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 

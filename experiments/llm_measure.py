@@ -28,7 +28,7 @@ def costs(args, base, task):
     rows = []
     for method in llm.METHODS:
         options = llm.parse_args(["--method", method, "--seed", str(args.seed)])
-        before = bench.resident_now()
+        before = bench.reset_peak()
         model, optimizer = smollm.start(options, base, task)
         rates = [group["lr"] for group in optimizer.param_groups]
         seconds = []
